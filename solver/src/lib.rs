@@ -1,0 +1,17 @@
+//! Lowers Dockerfiles to a graph of operations and runs that graph: plan, keys, schedule, explanations.
+//!
+//! Knows nothing of tar, overlayfs, namespaces, HTTP or terminals. Read [`op`] first (the closed set of operations),
+//! then [`graph`], then [`traits`] (what others must do for us).
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod graph;
+pub mod op;
+pub mod progress;
+pub mod traits;
+
+pub use error::{OpError, Tier};
+pub use graph::{Chain, Graph, Input, Location, ResultRef, Vertex, VertexId, VertexMeta};
+pub use op::*;
+pub use progress::{Event, Outcome, Progress, Step, StepId, Stream};
+pub use traits::{Executor, ResolvedImage, Resolver, Work};

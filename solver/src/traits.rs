@@ -1,0 +1,98 @@
+//! What the solver needs done by others. `executor` implements these; `cli` wires them.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use cache::{ContentDigest, LayerInfo};
+use oci::{Digest, ImageConfig, ImageRef, Platform};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::OpError;
+use crate::graph::{Chain, ResultRef};
+use crate::op::{CopySelection, Op};
+use crate::progress::Step;
+
+/// An image found by its reference: metadata only, no layers moved.
+#[derive(Clone, Debug)]
+pub struct ResolvedImage {
+    /// As asked for, normalised.
+    pub reference: ImageRef,
+    /// Digest of what the reference names (index or manifest), for display: `FROM x@sha256:…`.
+    pub top_digest: Digest,
+    /// Digest of the chosen platform's manifest.
+    pub manifest: Digest,
+    /// The platform that was chosen.
+    pub platform: Platform,
+    /// Its config.
+    pub config: ImageConfig,
+}
+
+/// Finds base images.
+#[async_trait]
+pub trait Resolver: Send + Sync {
+    /// Finds `reference` for `platform`: local store, then registry. The result can be pulled later by
+    /// [`Op::Image`].
+    ///
+    /// # Errors
+    /// An [`OpError`] whose message names every place that was tried.
+    async fn resolve_image(
+        &self,
+        reference: &ImageRef,
+        platform: &Platform,
+        step: &Step,
+    ) -> Result<ResolvedImage, OpError>;
+}
+
+/// What is asked of a result when a key is made.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Selection<'a> {
+    /// The files that a copy would take.
+    Copy(&'a CopySelection),
+    /// One path (a bind mount); symlinks are resolved inside the root.
+    Path(&'a str),
+}
+
+/// One operation to perform.
+#[derive(Clone)]
+pub struct Work {
+    /// What.
+    pub op: Arc<Op>,
+    /// Results of the vertex's inputs, in order; `Input::Scratch` is an empty chain.
+    pub inputs: Vec<ResultRef>,
+    /// Whether a later step looks into the layer (mounts it, copies from it): then it must have a tree. Otherwise a
+    /// file operation may write its tar at once.
+    pub needs_tree: bool,
+    /// Empty the cache mounts first (`--no-cache`).
+    pub ignore_cache: bool,
+    /// Where output and sub-tasks are reported.
+    pub step: Step,
+    /// Stop at once when cancelled.
+    pub cancel: CancellationToken,
+}
+
+/// Performs operations.
+#[async_trait]
+pub trait Executor: Send + Sync {
+    /// Digest of the selected content of `source`: names, types, modes, owners, sizes, link targets, capability
+    /// xattrs and bytes; never times. Spec: `spec/engine.md` §3.5.
+    ///
+    /// # Errors
+    /// A literal path that does not exist: BuildKit's `failed to compute cache key: … "/x": not found`.
+    async fn digest(&self, source: &ResultRef, selection: Selection<'_>) -> Result<ContentDigest, OpError>;
+
+    /// The layers of an image, base first, as far as known without moving any bytes.
+    async fn image_chain(&self, image: &crate::op::ImageOp, step: &Step) -> Result<Chain, OpError>;
+
+    /// Performs `Run`, `File`, `Http` or `Git` and returns the committed layer.
+    ///
+    /// Called at most once for a miss; a cancelled call leaves no trace.
+    async fn perform(&self, work: Work) -> Result<LayerInfo, OpError>;
+
+    /// Something that changes when what a source names changes, without fetching it when that can be avoided: the
+    /// commit of a git ref, the ETag or digest of a URL. Part of the key of `Http` and `Git`.
+    async fn probe_source(&self, op: &Op, step: &Step) -> Result<String, OpError>;
+
+    /// A layer on the exported path is final: its tar, diff ID and blobs may be made in the background. `chain` ends
+    /// with that layer. Returns at once.
+    fn layer_is_final(&self, chain: &Chain);
+}
