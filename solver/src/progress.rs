@@ -83,6 +83,8 @@ pub enum Event {
         /// One sentence.
         message: String,
     },
+    /// No more events follow: the renderer draws its last picture.
+    End,
     /// A step ended.
     Finished {
         /// Which.
@@ -118,6 +120,11 @@ impl Progress {
         let id = StepId(self.next.fetch_add(1, Ordering::Relaxed));
         self.send(Event::Started { step: id, name: name.into(), at: Instant::now() });
         Step { id, progress: self.clone() }
+    }
+
+    /// Says that no more events follow.
+    pub fn end(&self) {
+        self.send(Event::End);
     }
 
     /// Says something that belongs to no step.
