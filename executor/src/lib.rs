@@ -1,1 +1,6 @@
-//! placeholder
+//! Performs operations: the sandbox, file operations, sources and exporters.
+//!
+//! Implements the traits that `solver` declares. Knows nothing of flags or of the wording of messages.
+#![deny(unsafe_code)]
+
+pub mod view;

@@ -1,0 +1,300 @@
+//! One merged directory: the directories of several layers laid over each other.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, fstat, openat, readlinkat, statat};
+use rustix::io::Errno;
+
+use super::node::is_whiteout;
+use super::{Metadata, Node, NodeKind, Result, ViewError};
+
+/// Names of the xattr by which overlayfs marks a directory that hides what lies below it.
+const OPAQUE_XATTRS: [&str; 2] = ["trusted.overlay.opaque", "user.overlay.opaque"];
+/// Prefixes of overlayfs' own xattrs, which belong to the format and not to the content.
+const OVERLAY_PREFIXES: [&str; 2] = ["trusted.overlay.", "user.overlay."];
+
+/// A directory as the merged root shows it. Cheap to clone; holds one handle for each layer that has a part in it.
+#[derive(Clone, Debug)]
+pub struct DirView {
+    layers: Arc<[PathBuf]>,
+    path: Arc<Path>,
+    /// Topmost layer first.
+    parts: Arc<[Part]>,
+}
+
+/// One layer's directory.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    pub(super) layer_idx: usize,
+    pub(super) fd: Arc<OwnedFd>,
+}
+
+impl DirView {
+    pub(super) fn new(layers: Arc<[PathBuf]>, path: PathBuf, parts: Vec<Part>) -> Self {
+        Self { layers, path: path.into(), parts: parts.into() }
+    }
+
+    /// Its path inside the root, absolute.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its own metadata: the topmost layer's. `None` only for the root of an empty stack.
+    ///
+    /// # Errors
+    /// [`ViewError::Io`].
+    pub fn metadata(&self) -> Result<Option<Node>> {
+        let Some(part) = self.parts.first() else { return Ok(None) };
+        let stat = fstat(&part.fd).map_err(|e| self.error("stat", part, OsStr::new(""), e))?;
+        Ok(Some(node(part.layer_idx, &stat)))
+    }
+
+    /// What is called `name` in it; links are not followed.
+    ///
+    /// # Errors
+    /// [`ViewError::Io`].
+    pub fn lookup(&self, name: &OsStr) -> Result<Option<Node>> {
+        Ok(self.find(name)?.map(|(_, node)| node))
+    }
+
+    /// The merged directory called `name`; `None` when there is none or it is something else.
+    ///
+    /// # Errors
+    /// [`ViewError::Io`].
+    pub fn child_dir(&self, name: &OsStr) -> Result<Option<Self>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut parts = Vec::new();
+        for part in self.parts.iter() {
+            match openat(&part.fd, name, flags, Mode::empty()) {
+                Ok(fd) => {
+                    let opaque = part.layer_idx > 0 && is_opaque(&fd, &self.host_path(part, name))?;
+                    parts.push(Part { layer_idx: part.layer_idx, fd: Arc::new(fd) });
+                    if opaque {
+                        break;
+                    }
+                }
+                Err(Errno::NOENT) => {}
+                // A whiteout or any other non-directory hides what lies below.
+                Err(Errno::NOTDIR | Errno::LOOP) => break,
+                Err(e) => return Err(self.error("open directory", part, name, e)),
+            }
+        }
+        if parts.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Self::new(self.layers.clone(), self.path.join(name), parts)))
+    }
+
+    /// Names of its entries, in byte order.
+    ///
+    /// # Errors
+    /// [`ViewError::Io`].
+    pub fn names(&self) -> Result<Vec<OsString>> {
+        let mut visible: BTreeMap<OsString, bool> = BTreeMap::new();
+        for part in self.parts.iter() {
+            self.read_part(part, |name, is_hidden| {
+                visible.entry(name.to_owned()).or_insert(!is_hidden);
+            })?;
+        }
+        Ok(visible.into_iter().filter_map(|(name, is_visible)| is_visible.then_some(name)).collect())
+    }
+
+    /// Names and nodes of its entries, in byte order of the names.
+    ///
+    /// # Errors
+    /// [`ViewError::Io`].
+    pub fn entries(&self) -> Result<Vec<(OsString, Node)>> {
+        let mut entries = Vec::new();
+        for name in self.names()? {
+            if let Some(node) = self.lookup(&name)? {
+                entries.push((name, node));
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Opens the regular file called `name`; `None` when it is none.
+    ///
+    /// # Errors
+    /// [`ViewError::Io`].
+    pub fn open_file(&self, name: &OsStr) -> Result<Option<File>> {
+        let Some((part, node)) = self.find(name)? else { return Ok(None) };
+        if node.kind != NodeKind::File {
+            return Ok(None);
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = openat(&part.fd, name, flags, Mode::empty()).map_err(|e| self.error("open", part, name, e))?;
+        Ok(Some(fd.into()))
+    }
+
+    /// The stored target of the link called `name`; `None` when it is no link.
+    ///
+    /// # Errors
+    /// [`ViewError::Io`].
+    pub fn read_link(&self, name: &OsStr) -> Result<Option<OsString>> {
+        let Some((part, node)) = self.find(name)? else { return Ok(None) };
+        if node.kind != NodeKind::Symlink {
+            return Ok(None);
+        }
+        let target = readlinkat(&part.fd, name, Vec::new()).map_err(|e| self.error("read the link", part, name, e))?;
+        Ok(Some(OsString::from_vec(target.into_bytes())))
+    }
+
+    /// The xattrs of `name`, sorted by name, without overlayfs' own; `None` when nothing has that name.
+    ///
+    /// # Errors
+    /// [`ViewError::Io`].
+    pub fn xattrs(&self, name: &OsStr) -> Result<Option<Vec<(OsString, Vec<u8>)>>> {
+        let Some((part, _)) = self.find(name)? else { return Ok(None) };
+        read_xattrs(&part.fd, name).map(Some).map_err(|e| self.error("read the xattrs of", part, name, e))
+    }
+
+    /// One xattr of `name`; `None` when it has none of that name, or does not exist.
+    ///
+    /// # Errors
+    /// [`ViewError::Io`].
+    pub fn xattr(&self, name: &OsStr, xattr: &str) -> Result<Option<Vec<u8>>> {
+        let Some((part, _)) = self.find(name)? else { return Ok(None) };
+        read_xattr(&part.fd, name, xattr).map_err(|e| self.error("read the xattrs of", part, name, e))
+    }
+
+    /// Its own xattrs, sorted by name, without overlayfs' own.
+    ///
+    /// # Errors
+    /// [`ViewError::Io`].
+    pub fn own_xattrs(&self) -> Result<Vec<(OsString, Vec<u8>)>> {
+        let Some(part) = self.parts.first() else { return Ok(Vec::new()) };
+        let dot = OsStr::new(".");
+        read_xattrs(&part.fd, dot).map_err(|e| self.error("read the xattrs of", part, dot, e))
+    }
+
+    /// The topmost part that says something about `name`; whiteouts say that there is nothing.
+    fn find(&self, name: &OsStr) -> Result<Option<(&Part, Node)>> {
+        for part in self.parts.iter() {
+            match statat(&part.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) if is_whiteout(&stat) => return Ok(None),
+                Ok(stat) => return Ok(Some((part, node(part.layer_idx, &stat)))),
+                Err(Errno::NOENT) => {}
+                Err(e) => return Err(self.error("stat", part, name, e)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Calls `each` with every name of one layer's directory and whether it is a whiteout.
+    fn read_part(&self, part: &Part, mut each: impl FnMut(&OsStr, bool)) -> Result<()> {
+        let none = OsStr::new("");
+        let entries = Dir::read_from(&part.fd).map_err(|e| self.error("list", part, none, e))?;
+        for entry in entries {
+            let entry = entry.map_err(|e| self.error("list", part, none, e))?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name == "." || name == ".." {
+                continue;
+            }
+            let is_hidden = match entry.file_type() {
+                FileType::CharacterDevice | FileType::Unknown => statat(&part.fd, name, AtFlags::SYMLINK_NOFOLLOW)
+                    .map(|stat| is_whiteout(&stat))
+                    .map_err(|e| self.error("stat", part, name, e))?,
+                _ => false,
+            };
+            each(name, is_hidden);
+        }
+        Ok(())
+    }
+
+    fn host_path(&self, part: &Part, name: &OsStr) -> PathBuf {
+        let inside = self.path.strip_prefix("/").unwrap_or(&self.path);
+        self.layers[part.layer_idx].join(inside).join(name)
+    }
+
+    fn error(&self, operation: &'static str, part: &Part, name: &OsStr, source: Errno) -> ViewError {
+        ViewError::io(operation, self.host_path(part, name), source)
+    }
+}
+
+fn node(layer_idx: usize, stat: &Stat) -> Node {
+    Node { layer_idx, kind: NodeKind::of_mode(stat.st_mode), meta: Metadata::of_stat(stat) }
+}
+
+/// Whether overlayfs would hide what lies below this directory.
+pub(super) fn is_opaque(dir: &OwnedFd, path: &Path) -> Result<bool> {
+    for name in OPAQUE_XATTRS {
+        let mut value = [0_u8; 4];
+        match fgetxattr(dir, name, &mut value) {
+            Ok(1) if value[0] == b'y' => return Ok(true),
+            Ok(_) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => {}
+            Err(e) => return Err(ViewError::io("read the xattrs of", path, e)),
+        }
+    }
+    Ok(false)
+}
+
+/// A path by which xattr calls, which have no `at` form, reach one name in an open directory: `/proc/self/fd/N/name`.
+/// The prefix is a kernel link to the handle itself and `name` is one component, so it cannot lead elsewhere.
+pub(crate) fn handle_path(dir: impl AsFd, name: &OsStr) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd())).join(name)
+}
+
+/// One xattr of `name` in `dir`, links not followed; `None` when it is not there or the file system has no xattrs.
+pub(crate) fn read_xattr(dir: impl AsFd, name: &OsStr, xattr: &str) -> Result<Option<Vec<u8>>, Errno> {
+    xattr_at(&handle_path(dir, name), OsStr::new(xattr))
+}
+
+/// All xattrs of `name` in `dir`, links not followed, sorted by name, overlayfs' own left out.
+pub(crate) fn read_xattrs(dir: impl AsFd, name: &OsStr) -> Result<Vec<(OsString, Vec<u8>)>, Errno> {
+    let path = handle_path(dir, name);
+    let mut list = Vec::new();
+    loop {
+        let len = match rustix::fs::llistxattr_query(&path) {
+            Ok(len) => len,
+            Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+            Err(e) => return Err(e),
+        };
+        list.resize(len, 0);
+        match rustix::fs::llistxattr(&path, &mut list[..]) {
+            Ok(len) => {
+                list.truncate(len);
+                break;
+            }
+            Err(Errno::RANGE) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    let mut xattrs = Vec::new();
+    for name in list.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        if OVERLAY_PREFIXES.iter().any(|prefix| name.starts_with(prefix.as_bytes())) {
+            continue;
+        }
+        let name = OsStr::from_bytes(name);
+        if let Some(value) = xattr_at(&path, name)? {
+            xattrs.push((name.to_owned(), value));
+        }
+    }
+    xattrs.sort();
+    Ok(xattrs)
+}
+
+fn xattr_at(path: &Path, name: &OsStr) -> Result<Option<Vec<u8>>, Errno> {
+    // Capabilities are 20 or 24 bytes; larger values take a second call.
+    let mut value = vec![0; 64];
+    loop {
+        match rustix::fs::lgetxattr(path, name, &mut value[..]) {
+            Ok(len) => {
+                value.truncate(len);
+                return Ok(Some(value));
+            }
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => return Ok(None),
+            Err(Errno::RANGE) => {
+                let len = rustix::fs::lgetxattr_query(path, name)?;
+                value.resize(len, 0);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+}
