@@ -8,8 +8,9 @@ pub mod image;
 pub mod media_type;
 pub mod platform;
 pub mod reference;
+pub mod time;
 
 pub use digest::{ChainId, DiffId, Digest, Sha256};
 pub use image::{ContainerConfig, Descriptor, Healthcheck, HistoryEntry, ImageConfig, Index, Manifest, RootFs};
-pub use platform::Platform;
-pub use reference::ImageRef;
+pub use platform::{Platform, PlatformError};
+pub use reference::{ImageRef, ReferenceError};
