@@ -1,5 +1,7 @@
 //! The build graph and what its vertices yield.
 
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use cache::Layer;
@@ -59,22 +61,23 @@ pub struct Location {
 #[derive(Clone, Debug, Default)]
 pub struct Graph {
     inner: StableDiGraph<Vertex, (), u32>,
+    /// Vertices by a hash of what makes them equal. Only a shortcut: candidates are compared. Never leaves the process.
+    twins: HashMap<u64, Vec<VertexId>>,
 }
 
 impl Graph {
     /// Adds a vertex; an equal one (same op, same inputs, same `ignore_cache`) is shared instead.
+    ///
+    /// Costs one hash of the op, whatever the size of the graph.
     pub fn add(&mut self, vertex: Vertex) -> VertexId {
-        let twin = self.inner.node_indices().find(|&id| {
-            let other = &self.inner[id];
-            other.inputs == vertex.inputs
-                && other.op == vertex.op
-                && other.meta.ignore_cache == vertex.meta.ignore_cache
-        });
+        let candidates = self.twins.entry(identity_hash(&vertex)).or_default();
+        let twin = candidates.iter().copied().find(|&id| same_work(&self.inner[id], &vertex));
         if let Some(id) = twin {
             return id;
         }
         let inputs = vertex.inputs.clone();
         let id = self.inner.add_node(vertex);
+        candidates.push(id);
         for input in inputs {
             if let Input::Vertex(source) = input {
                 self.inner.add_edge(id, source, ());
@@ -97,6 +100,19 @@ impl Graph {
     pub fn inner(&self) -> &StableDiGraph<Vertex, (), u32> {
         &self.inner
     }
+}
+
+/// Whether two vertices are one: what [`identity_hash`] hashes, compared.
+fn same_work(a: &Vertex, b: &Vertex) -> bool {
+    a.inputs == b.inputs && a.op == b.op && a.meta.ignore_cache == b.meta.ignore_cache
+}
+
+fn identity_hash(vertex: &Vertex) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    vertex.op.hash(&mut hasher);
+    vertex.inputs.hash(&mut hasher);
+    vertex.meta.ignore_cache.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// A stack of layers, base layer first. Cheap to clone.
@@ -137,4 +153,44 @@ pub enum ResultRef {
     Root(Chain),
     /// A directory of the client, by the name of its context. Its content counts only as far as it is selected.
     Context(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::LocalOp;
+
+    fn local(name: &str, inputs: &[Input], ignore_cache: bool) -> Vertex {
+        Vertex {
+            op: Arc::new(Op::Local(LocalOp { name: name.to_owned() })),
+            inputs: inputs.to_vec(),
+            meta: VertexMeta { ignore_cache, ..VertexMeta::default() },
+        }
+    }
+
+    #[test]
+    fn equal_vertices_are_shared_and_different_ones_are_not() {
+        let mut graph = Graph::default();
+        let first = graph.add(local("a", &[], false));
+        assert_eq!(graph.add(local("a", &[], false)), first);
+        let others = [
+            graph.add(local("b", &[], false)),
+            graph.add(local("a", &[Input::Scratch], false)),
+            graph.add(local("a", &[Input::Vertex(first)], false)),
+            graph.add(local("a", &[], true)),
+        ];
+        let distinct: std::collections::BTreeSet<_> = others.into_iter().chain([first]).collect();
+        assert_eq!(distinct.len(), 5);
+        assert_eq!(graph.ids().count(), 5);
+    }
+
+    #[test]
+    fn decoration_does_not_tell_vertices_apart() {
+        let mut graph = Graph::default();
+        let first = graph.add(local("a", &[], false));
+        let mut named = local("a", &[], false);
+        named.meta.name = "another name".to_owned();
+        named.meta.slot = "another slot".to_owned();
+        assert_eq!(graph.add(named), first);
+    }
 }

@@ -6,7 +6,7 @@
 use oci::{DiffId, Digest, ImageRef, Platform};
 
 /// One operation.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Op {
     /// The root of a registry or local image.
     Image(ImageOp),
@@ -25,7 +25,7 @@ pub enum Op {
 }
 
 /// An image, resolved to exact bytes.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ImageOp {
     /// As the user named it, normalised.
     pub reference: ImageRef,
@@ -38,14 +38,14 @@ pub struct ImageOp {
 }
 
 /// A directory offered by the client, by name (`context` is the main one).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LocalOp {
     /// The name of the context.
     pub name: String,
 }
 
 /// A file behind a URL. The result is a root with that one file in `/`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HttpOp {
     /// Where.
     pub url: String,
@@ -56,7 +56,7 @@ pub struct HttpOp {
 }
 
 /// A git tree. The result is a root with the tree's contents. Spec: `spec/engine.md` §4.5.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct GitOp {
     /// Remote without fragment and query.
     pub remote: String,
@@ -75,7 +75,7 @@ pub struct GitOp {
 }
 
 /// A command in a sandbox. Spec: `spec/dockerfile.md` §8, `spec/engine.md` §5.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RunOp {
     /// argv, SHELL included.
     pub args: Vec<String>,
@@ -112,7 +112,7 @@ pub struct RunOp {
 }
 
 /// `--device`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Device {
     /// `vendor.com/class=name`.
     pub name: String,
@@ -121,7 +121,7 @@ pub struct Device {
 }
 
 /// A script given by a heredoc that begins with `#!`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct InlineScript {
     /// File name in `/dev/pipes/`.
     pub name: String,
@@ -130,7 +130,7 @@ pub struct InlineScript {
 }
 
 /// `NAME` and its address for `/etc/hosts`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ExtraHost {
     /// Lower-cased host name.
     pub name: String,
@@ -139,7 +139,7 @@ pub struct ExtraHost {
 }
 
 /// `--ulimit NAME=SOFT[:HARD]`; -1 is unlimited.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Ulimit {
     /// For instance `nofile`.
     pub name: String,
@@ -150,7 +150,7 @@ pub struct Ulimit {
 }
 
 /// Network of a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NetworkMode {
     /// Whatever the builder's default is.
     Default,
@@ -161,7 +161,7 @@ pub enum NetworkMode {
 }
 
 /// Confinement of a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SecurityMode {
     /// Docker's default capabilities and seccomp profile.
     Sandbox,
@@ -170,7 +170,7 @@ pub enum SecurityMode {
 }
 
 /// `RUN --mount`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Mount {
     /// Absolute, cleaned; empty for a secret that is only a variable.
     pub target: String,
@@ -179,7 +179,7 @@ pub struct Mount {
 }
 
 /// The sorts of mounts. Spec: `spec/dockerfile.md` §2.2.1–2.2.7.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum MountKind {
     /// A directory or file of another result; writes are discarded.
     Bind {
@@ -245,14 +245,14 @@ pub enum MountKind {
 }
 
 /// File operations that together give one layer.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FileOp {
     /// In order; each sees what the earlier ones did.
     pub actions: Vec<FileAction>,
 }
 
 /// One file operation.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum FileAction {
     /// COPY or ADD of one source.
     Copy(CopyAction),
@@ -263,7 +263,7 @@ pub enum FileAction {
 }
 
 /// COPY or ADD of one source. Spec: `spec/dockerfile.md` §2.15–2.24.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CopyAction {
     /// Index into the vertex's inputs (never 0); `None` is an empty root.
     pub input: Option<usize>,
@@ -282,7 +282,7 @@ pub struct CopyAction {
 }
 
 /// What a copy takes from its source.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CopySelection {
     /// Absolute cleaned path or pattern (`/src/*.c`); `/` is everything.
     pub source: String,
@@ -296,7 +296,7 @@ pub struct CopySelection {
 }
 
 /// WORKDIR's directory: made with missing parents, an existing one is left alone.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MakeDirAction {
     /// Absolute.
     pub path: String,
@@ -309,7 +309,7 @@ pub struct MakeDirAction {
 }
 
 /// An inline file.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WriteFileAction {
     /// Absolute destination as for a copy of one file named `name`.
     pub dest: String,
@@ -326,7 +326,7 @@ pub struct WriteFileAction {
 }
 
 /// `--chown`: names are looked up in the root that is written to. Spec: `spec/dockerfile.md` §2.17.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Owner {
     /// User part.
     pub user: Principal,
@@ -335,7 +335,7 @@ pub struct Owner {
 }
 
 /// A user or group.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Principal {
     /// By number.
     Id(u32),
@@ -344,7 +344,7 @@ pub enum Principal {
 }
 
 /// `--chmod`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ModeChange {
     /// Permission bits 0 to 07777.
     Octal(u32),
@@ -353,7 +353,7 @@ pub enum ModeChange {
 }
 
 /// Whether ADD unpacks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Unpack {
     /// COPY and `--unpack=false`.
     Never,
