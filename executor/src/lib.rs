@@ -3,4 +3,5 @@
 //! Implements the traits that `solver` declares. Knows nothing of flags or of the wording of messages.
 #![deny(unsafe_code)]
 
+pub mod layer;
 pub mod view;
