@@ -3,5 +3,6 @@
 //! Implements the traits that `solver` declares. Knows nothing of flags or of the wording of messages.
 #![deny(unsafe_code)]
 
+pub mod export;
 pub mod layer;
 pub mod view;

@@ -1,0 +1,256 @@
+//! Image documents out of a planned config and solved layers.
+//!
+//! Pure: the same input gives the same bytes. Spec: `spec/engine.md` §1.5, §1.6 and §1.8; `spec/dockerfile.md` §9.2.
+
+use std::collections::BTreeMap;
+
+use oci::image::to_manifest_json;
+use oci::{Descriptor, DiffId, Digest, HistoryEntry, ImageConfig, Manifest, media_type};
+
+/// What is known of an image before its documents are written.
+#[derive(Clone, Debug)]
+pub struct Assembly {
+    /// Config without `rootfs`, `created` and `history`.
+    pub config: ImageConfig,
+    /// All entries, oldest first; those of the base image have their times already.
+    pub history: Vec<HistoryEntry>,
+    /// How many leading entries of `history` are the base image's.
+    pub n_base_history: usize,
+    /// `SOURCE_DATE_EPOCH`.
+    pub epoch: Option<i64>,
+}
+
+/// One layer of the image, base layer first in lists.
+#[derive(Clone, Debug)]
+pub struct AssembledLayer {
+    /// Digest of its tar.
+    pub diff_id: DiffId,
+    /// Seconds since the epoch at which it was made.
+    pub created_at: i64,
+    /// The blob that the manifest names.
+    pub blob: Descriptor,
+}
+
+/// An image's documents, ready to be stored.
+#[derive(Clone, Debug)]
+pub struct ImageDocuments {
+    /// The config's exact bytes; their digest is the image ID.
+    pub config: Vec<u8>,
+    /// The manifest's exact bytes.
+    pub manifest: Vec<u8>,
+    /// The manifest as parsed.
+    pub parsed: Manifest,
+}
+
+impl ImageDocuments {
+    /// The image ID.
+    pub fn config_digest(&self) -> &Digest {
+        &self.parsed.config.digest
+    }
+
+    /// A descriptor of the manifest, without platform.
+    pub fn descriptor(&self) -> Descriptor {
+        let media_type = self.parsed.media_type.as_deref().unwrap_or(media_type::OCI_MANIFEST);
+        Descriptor::new(media_type, Digest::of(&self.manifest), self.manifest.len() as u64)
+    }
+}
+
+/// Which family of media types a manifest uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MediaTypes {
+    /// `application/vnd.oci.…`
+    Oci,
+    /// `application/vnd.docker.…`, without annotations.
+    Docker,
+}
+
+/// Writes config and manifest.
+///
+/// `layers` is base layer first. Their blobs have OCI media types; they are converted when `types` says so.
+pub fn assemble(
+    assembly: &Assembly,
+    layers: &[AssembledLayer],
+    types: MediaTypes,
+    annotations: &BTreeMap<String, String>,
+) -> ImageDocuments {
+    let config = config(assembly, layers).to_json();
+    let (config_type, manifest_type) = match types {
+        MediaTypes::Oci => (media_type::OCI_CONFIG, media_type::OCI_MANIFEST),
+        MediaTypes::Docker => (media_type::DOCKER_CONFIG, media_type::DOCKER_MANIFEST),
+    };
+    let parsed = Manifest {
+        schema_version: 2,
+        media_type: Some(manifest_type.to_owned()),
+        artifact_type: None,
+        config: Descriptor::new(config_type, Digest::of(&config), config.len() as u64),
+        layers: layers.iter().map(|layer| layer_descriptor(&layer.blob, types)).collect(),
+        subject: None,
+        annotations: if types == MediaTypes::Oci { annotations.clone() } else { BTreeMap::new() },
+    };
+    ImageDocuments { config, manifest: to_manifest_json(&parsed), parsed }
+}
+
+fn config(assembly: &Assembly, layers: &[AssembledLayer]) -> ImageConfig {
+    let history = history(assembly, layers);
+    let epoch = assembly.epoch.map(rfc3339);
+    let last = history.last().and_then(|entry| entry.created.clone());
+    let mut config = assembly.config.clone();
+    config.created = match (last, epoch) {
+        (Some(last), Some(epoch)) if is_later(&last, &epoch) => Some(epoch),
+        (None, epoch) => epoch,
+        (last, _) => last,
+    };
+    config.history = history;
+    config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id.clone()).collect();
+    config
+}
+
+/// Makes the number of entries with a layer equal to the number of layers, and gives every entry a time.
+fn history(assembly: &Assembly, layers: &[AssembledLayer]) -> Vec<HistoryEntry> {
+    let mut history = assembly.history.clone();
+    let mut unassigned = layers.iter();
+    for entry in history.iter_mut().filter(|entry| !entry.empty_layer) {
+        match unassigned.next() {
+            Some(layer) => {
+                entry.created.get_or_insert_with(|| rfc3339(layer.created_at));
+            }
+            // An entry that claims a layer which does not exist.
+            None => entry.empty_layer = true,
+        }
+    }
+    for layer in unassigned {
+        history.push(HistoryEntry {
+            created: Some(rfc3339(layer.created_at)),
+            comment: "buildkit.exporter.image.v0".to_owned(),
+            ..HistoryEntry::default()
+        });
+    }
+    fill_times(&mut history);
+    if let Some(epoch) = assembly.epoch.map(rfc3339) {
+        for entry in history.iter_mut().skip(assembly.n_base_history) {
+            if entry.created.as_ref().is_none_or(|created| is_later(created, &epoch)) {
+                entry.created = Some(epoch.clone());
+            }
+        }
+    }
+    history
+}
+
+/// Metadata entries take the time of the first new layer, later ones that of the entry before them.
+fn fill_times(history: &mut [HistoryEntry]) {
+    let first_gap = history.iter().position(|entry| entry.created.is_none());
+    let Some(first_gap) = first_gap else { return };
+    let after = history[first_gap..].iter().find_map(|entry| entry.created.clone());
+    let before = history[..first_gap].iter().rev().find_map(|entry| entry.created.clone());
+    let mut time = after.or(before);
+    for entry in &mut history[first_gap..] {
+        match &entry.created {
+            Some(created) => time = Some(created.clone()),
+            None => entry.created = time.clone(),
+        }
+    }
+}
+
+fn layer_descriptor(blob: &Descriptor, types: MediaTypes) -> Descriptor {
+    let media_type = match types {
+        MediaTypes::Oci => oci_layer_type(&blob.media_type),
+        MediaTypes::Docker => docker_layer_type(&blob.media_type),
+    };
+    Descriptor::new(media_type, blob.digest.clone(), blob.size_bytes)
+}
+
+fn oci_layer_type(media_type: &str) -> &str {
+    match media_type {
+        media_type::DOCKER_LAYER => media_type::OCI_LAYER,
+        media_type::DOCKER_LAYER_GZIP => media_type::OCI_LAYER_GZIP,
+        media_type::DOCKER_LAYER_ZSTD => media_type::OCI_LAYER_ZSTD,
+        other => other,
+    }
+}
+
+fn docker_layer_type(media_type: &str) -> &str {
+    match media_type {
+        media_type::OCI_LAYER => media_type::DOCKER_LAYER,
+        media_type::OCI_LAYER_GZIP => media_type::DOCKER_LAYER_GZIP,
+        media_type::OCI_LAYER_ZSTD => media_type::DOCKER_LAYER_ZSTD,
+        other => other,
+    }
+}
+
+fn rfc3339(seconds: i64) -> String {
+    oci::time::format_rfc3339(seconds, 0)
+}
+
+fn is_later(time: &str, than: &str) -> bool {
+    match (oci::time::parse_rfc3339(time), oci::time::parse_rfc3339(than)) {
+        (Ok(time), Ok(than)) => time > than,
+        // A time that cannot be read is not to be kept.
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(created_by: &str, created: Option<&str>, empty_layer: bool) -> HistoryEntry {
+        let created = created.map(str::to_owned);
+        HistoryEntry { created, created_by: created_by.to_owned(), empty_layer, ..HistoryEntry::default() }
+    }
+
+    fn layer(name: &str, created_at: i64) -> AssembledLayer {
+        let digest = Digest::of(name.as_bytes());
+        let blob = Descriptor::new(media_type::OCI_LAYER_GZIP, digest.clone(), 1);
+        AssembledLayer { diff_id: DiffId::of_uncompressed(digest), created_at, blob }
+    }
+
+    fn assembly(history: Vec<HistoryEntry>, n_base_history: usize, epoch: Option<i64>) -> Assembly {
+        Assembly { config: ImageConfig::default(), history, n_base_history, epoch }
+    }
+
+    fn times(assembly: &Assembly, layers: &[AssembledLayer]) -> Vec<String> {
+        history(assembly, layers).into_iter().map(|entry| entry.created.unwrap_or_default()).collect()
+    }
+
+    #[test]
+    fn metadata_takes_the_time_of_the_first_new_layer_then_of_the_entry_before() {
+        let base = entry("base", Some("2020-01-01T00:00:00Z"), false);
+        let history = vec![base, entry("ENV", None, true), entry("RUN", None, false), entry("CMD", None, true)];
+        let layers = [layer("base", 0), layer("run", 1_700_000_000)];
+        let run = "2023-11-14T22:13:20Z";
+        assert_eq!(times(&assembly(history, 1, None), &layers), ["2020-01-01T00:00:00Z", run, run, run]);
+    }
+
+    #[test]
+    fn the_epoch_clamps_new_entries_and_leaves_the_base_alone() {
+        let base = entry("base", Some("2024-01-01T00:00:00Z"), false);
+        let history = vec![base, entry("RUN", None, false), entry("CMD", None, true)];
+        let layers = [layer("base", 0), layer("run", 1_700_000_000)];
+        let assembly = assembly(history, 1, Some(1_000_000_000));
+        let epoch = "2001-09-09T01:46:40Z";
+        assert_eq!(times(&assembly, &layers), ["2024-01-01T00:00:00Z", epoch, epoch]);
+        assert_eq!(config(&assembly, &layers).created.as_deref(), Some(epoch));
+    }
+
+    #[test]
+    fn entries_and_layers_are_made_to_agree() {
+        let claims_too_much = assembly(vec![entry("a", None, false), entry("b", None, false)], 0, None);
+        let normal = history(&claims_too_much, &[layer("a", 0)]);
+        assert_eq!(normal.iter().map(|entry| entry.empty_layer).collect::<Vec<_>>(), [false, true]);
+        let says_too_little = assembly(Vec::new(), 0, None);
+        let normal = history(&says_too_little, &[layer("a", 0)]);
+        assert_eq!(normal.len(), 1);
+        assert_eq!(normal[0].comment, "buildkit.exporter.image.v0");
+    }
+
+    #[test]
+    fn docker_types_have_no_annotations() {
+        let annotations = BTreeMap::from([("k".to_owned(), "v".to_owned())]);
+        let one = assembly(vec![entry("a", None, false)], 0, None);
+        let docker = assemble(&one, &[layer("a", 0)], MediaTypes::Docker, &annotations).parsed;
+        assert!(docker.annotations.is_empty());
+        assert_eq!(docker.layers[0].media_type, media_type::DOCKER_LAYER_GZIP);
+        let oci = assemble(&one, &[layer("a", 0)], MediaTypes::Oci, &annotations).parsed;
+        assert_eq!(oci.annotations, annotations);
+    }
+}
