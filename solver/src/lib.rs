@@ -5,13 +5,17 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+pub mod explain;
 pub mod graph;
+pub mod key;
 pub mod op;
 pub mod progress;
+pub mod schedule;
 pub mod traits;
 
 pub use error::{OpError, Tier};
 pub use graph::{Chain, Graph, Input, Location, ResultRef, Vertex, VertexId, VertexMeta};
 pub use op::*;
 pub use progress::{Event, Outcome, Progress, Step, StepId, Stream};
+pub use schedule::{SolveContext, SolveError, solve};
 pub use traits::{Executor, ResolvedImage, Resolver, Work};

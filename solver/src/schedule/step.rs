@@ -1,0 +1,281 @@
+//! The work on one vertex, as futures without a will of their own: making and looking up keys, performing.
+//!
+//! Store calls go to blocking threads. Everything that waits ends at once when the solve is cancelled, apart from an
+//! operation that is being performed, which is told and awaited, because it has to clean up.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cache::{Key, Layer, NewRecord, Record, Store, StoreLock};
+use futures_util::future::try_join_all;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::OpError;
+use crate::explain;
+use crate::graph::ResultRef;
+use crate::key::{self, Answer, Facts, Ingredient, Question};
+use crate::op::Op;
+use crate::progress::{Outcome, Step};
+use crate::traits::{Executor, Work};
+
+use super::Event;
+
+/// First and longest pause between two attempts to take the lock of a key that another process works on.
+const LOCK_PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+
+/// What all steps of a solve use.
+pub(super) struct Shared {
+    pub(super) store: Store,
+    pub(super) executor: Arc<dyn Executor>,
+    /// One for each operation that may be performed at once.
+    pub(super) permits: Arc<Semaphore>,
+    pub(super) cancel: CancellationToken,
+}
+
+/// An operation with the results it works on.
+pub(super) struct Subject {
+    pub(super) op: Arc<Op>,
+    /// In the order of the vertex's inputs.
+    pub(super) inputs: Vec<ResultRef>,
+    /// Without answers.
+    pub(super) facts: Facts,
+    pub(super) ignore_cache: bool,
+}
+
+/// A key that was looked up.
+pub(super) struct Lookup {
+    /// What it was made from.
+    facts: Facts,
+    /// The key itself.
+    pub(super) key: Key,
+    /// The definition key that was looked up before this one, in vain.
+    definition: Option<Key>,
+}
+
+impl Lookup {
+    /// The definition key, if there is one: nothing has to be read or asked for it.
+    pub(super) fn by_definition(subject: &Subject) -> Option<Self> {
+        if key::needs_probe(&subject.op) {
+            return None;
+        }
+        let mut facts = subject.facts.clone();
+        for Question { input, .. } in key::questions(&subject.op) {
+            match subject.inputs.get(input)? {
+                ResultRef::Root(chain) => facts.answers.push(Answer::Layers(chain.clone())),
+                ResultRef::Context(_) => return None,
+            }
+        }
+        let key = key::key(&subject.op, &facts)?;
+        Some(Self { facts, key, definition: None })
+    }
+}
+
+/// All that is needed to perform an operation and to remember the result.
+pub(super) struct Performance {
+    pub(super) subject: Subject,
+    pub(super) lookup: Lookup,
+    pub(super) needs_tree: bool,
+    pub(super) name: String,
+    pub(super) slot: String,
+    pub(super) step: Step,
+}
+
+/// The layers of an image.
+pub(super) async fn root(shared: Arc<Shared>, op: Arc<Op>, step: Step) -> Event {
+    let Op::Image(image) = &*op else { return Event::Failed(OpError::internal("not an image")) };
+    match shared.unless_cancelled(shared.executor.image_chain(image, &step)).await {
+        Ok(chain) => Event::Rooted(chain),
+        Err(error) => Event::Failed(error),
+    }
+}
+
+/// Looks the definition key up.
+pub(super) async fn look_fast(shared: Arc<Shared>, subject: Subject, lookup: Lookup, step: Step) -> Event {
+    let found = if subject.ignore_cache { None } else { find(&shared.store, lookup.key, &step).await };
+    Event::Looked(lookup, found)
+}
+
+/// Makes the content key and looks it up. `definition` is the definition key that led nowhere.
+pub(super) async fn look_slow(shared: Arc<Shared>, subject: Subject, definition: Option<Key>, step: Step) -> Event {
+    let lookup = match shared.unless_cancelled(by_content(&shared, &subject, definition, &step)).await {
+        Ok(lookup) => lookup,
+        Err(error) => return Event::Failed(error),
+    };
+    if subject.ignore_cache {
+        return Event::Looked(lookup, None);
+    }
+    let found = find(&shared.store, lookup.key, &step).await;
+    if let (Some(layer), Some(definition)) = (&found, lookup.definition) {
+        let alias = alias_record(definition, layer);
+        put(&shared.store, vec![alias], None, &step).await;
+    }
+    Event::Looked(lookup, found)
+}
+
+async fn by_content(
+    shared: &Shared,
+    subject: &Subject,
+    definition: Option<Key>,
+    step: &Step,
+) -> Result<Lookup, OpError> {
+    let mut facts = subject.facts.clone();
+    if key::needs_probe(&subject.op) {
+        facts.probe = Some(shared.executor.probe_source(&subject.op, step).await?);
+    }
+    let questions = key::questions(&subject.op);
+    let answers = questions.iter().map(async |question| {
+        let source = subject.inputs.get(question.input);
+        let source = source.ok_or_else(|| OpError::internal(format!("there is no input {}", question.input)))?;
+        shared.executor.digest(source, question.selection.clone()).await.map(Answer::Content)
+    });
+    facts.answers = try_join_all(answers).await?;
+    let key = key::key(&subject.op, &facts).ok_or_else(|| OpError::internal("an operation without a key"))?;
+    Ok(Lookup { facts, key, definition })
+}
+
+/// Performs an operation for which there is no record, and makes one.
+pub(super) async fn perform(shared: Arc<Shared>, performance: Performance) -> Event {
+    match perform_locked(&shared, performance).await {
+        Ok((layer, outcome)) => Event::Performed(layer, outcome),
+        Err(error) => Event::Failed(error),
+    }
+}
+
+async fn perform_locked(shared: &Shared, performance: Performance) -> Result<(Layer, Outcome), OpError> {
+    let Performance { subject, lookup, needs_tree, name, slot, step } = performance;
+    // Builds that ignore the cache all do their own work, so there is nothing to wait for.
+    let lock = if subject.ignore_cache { None } else { Some(lock(shared, lookup.key, &step).await?) };
+    if !subject.ignore_cache
+        && let Some(layer) = find(&shared.store, lookup.key, &step).await
+    {
+        return Ok((layer, Outcome::Cached));
+    }
+    let ingredients = key::ingredients(&subject.op, &lookup.facts);
+    step.miss(miss_reason(shared, &subject, &lookup, &slot, &ingredients).await);
+
+    let permit = shared.unless_cancelled(async { Ok(shared.permits.clone().acquire_owned().await) }).await?;
+    let began = Instant::now();
+    let work = Work {
+        op: subject.op,
+        inputs: subject.inputs,
+        needs_tree,
+        ignore_cache: subject.ignore_cache,
+        step: step.clone(),
+        cancel: shared.cancel.clone(),
+    };
+    let layer = shared.executor.perform(work).await?.layer;
+    drop(permit);
+
+    let ingredients = serde_json::to_string(&ingredients).expect("ingredients are pairs of strings");
+    let record = NewRecord { key: lookup.key, layer: layer.id.clone(), ingredients, name, slot, cost: began.elapsed() };
+    let alias = lookup.definition.map(|definition| alias_record(definition, &layer));
+    put(&shared.store, [record].into_iter().chain(alias).collect(), lock, &step).await;
+    Ok((layer, Outcome::Done))
+}
+
+/// Takes the lock of a key, waiting for whoever works on it.
+async fn lock(shared: &Shared, key: Key, step: &Step) -> Result<StoreLock, OpError> {
+    const WAITING: &str = "waiting for another build of this step";
+    let lock_name = format!("key-{}", oci::digest::hex(&key.0));
+    let mut pause = LOCK_PAUSE.0;
+    let mut has_waited = false;
+    loop {
+        let (store, name) = (shared.store.clone(), lock_name.clone());
+        if let Some(lock) = blocking(move || store.try_lock(&name)).await? {
+            if has_waited {
+                step.status(WAITING, 0, 0, true);
+            }
+            return Ok(lock);
+        }
+        if !has_waited {
+            step.status(WAITING, 0, 0, false);
+            has_waited = true;
+        }
+        shared.unless_cancelled(async { Ok(tokio::time::sleep(pause).await) }).await?;
+        pause = (pause * 2).min(LOCK_PAUSE.1);
+    }
+}
+
+/// The recorded layer. A store that cannot answer makes a build slow, not impossible.
+async fn find(store: &Store, key: Key, step: &Step) -> Option<Layer> {
+    let store = store.clone();
+    match blocking(move || store.find_record(&key)).await {
+        Ok(record) => record.map(|record| record.layer.layer),
+        Err(error) => {
+            step.warn(format!("the cache cannot be read: {error}"));
+            None
+        }
+    }
+}
+
+/// Stores records, then lets go of the lock, so that who waits for it finds them.
+async fn put(store: &Store, records: Vec<NewRecord>, lock: Option<StoreLock>, step: &Step) {
+    let store = store.clone();
+    let stored = blocking(move || {
+        let stored = records.iter().try_for_each(|record| store.put_record(record));
+        drop(lock);
+        stored
+    });
+    if let Err(error) = stored.await {
+        step.warn(format!("the result is not remembered: {error}"));
+    }
+}
+
+/// A further key for a result. It belongs to no slot, because explanations speak about content keys.
+fn alias_record(key: Key, layer: &Layer) -> NewRecord {
+    NewRecord {
+        key,
+        layer: layer.id.clone(),
+        ingredients: "[]".to_owned(),
+        name: String::new(),
+        slot: String::new(),
+        cost: Duration::ZERO,
+    }
+}
+
+/// Why there is no record, in half a line.
+async fn miss_reason(
+    shared: &Shared,
+    subject: &Subject,
+    lookup: &Lookup,
+    slot: &str,
+    ingredients: &[Ingredient],
+) -> String {
+    if subject.ignore_cache {
+        return "the cache is ignored".to_owned();
+    }
+    let (store, slot) = (shared.store.clone(), slot.to_owned());
+    let earlier = blocking(move || if slot.is_empty() { Ok(None) } else { store.latest_of_slot(&slot) }).await;
+    match earlier {
+        Ok(Some(earlier)) => compare(&earlier, lookup.key, ingredients),
+        Ok(None) => "not built here before".to_owned(),
+        Err(error) => format!("the cache cannot be read: {error}"),
+    }
+}
+
+fn compare(earlier: &Record, key: Key, ingredients: &[Ingredient]) -> String {
+    if earlier.key == key {
+        return "its result has been removed from the cache".to_owned();
+    }
+    match serde_json::from_str::<Vec<Ingredient>>(&earlier.ingredients) {
+        Ok(before) if before != ingredients => explain::brief(&explain::differences(&before, ingredients)),
+        Ok(_) | Err(_) => "its result was recorded by another version of rbuild".to_owned(),
+    }
+}
+
+impl Shared {
+    /// Waits for `future`, but no longer than until the solve is cancelled.
+    async fn unless_cancelled<T>(&self, future: impl Future<Output = Result<T, OpError>>) -> Result<T, OpError> {
+        self.cancel.run_until_cancelled(future).await.unwrap_or_else(|| Err(OpError::cancelled()))
+    }
+}
+
+/// Runs a call that touches files off the runtime's threads.
+async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(call).await {
+        Ok(result) => result,
+        // It is never aborted, so it has panicked; that must not pass for an answer.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
