@@ -1,2 +1,45 @@
-//! placeholder
-fn main() {}
+//! Developer commands: `cargo xtask demo`, `test`, `bases` and `bench`.
+#![forbid(unsafe_code)]
+
+mod bases;
+mod bench;
+mod demo;
+mod packages;
+mod process;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "usage: cargo xtask COMMAND
+
+  demo                     install what is needed, make base images, build and run a real application
+  test [FILTER]            everything that CI runs: format, lints, unit tests, end-to-end tests
+  bases                    make the base images that tests and the demo stand on
+  bench [WORKLOAD]... [--peer docker|buildah|buildkit] [--runs N]
+                           time the workloads of bench/, as ratios against a peer and a floor";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            process::say(&format!("xtask: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &[String]) -> Result<()> {
+    let Some((command, rest)) = args.split_first() else {
+        bail!("{USAGE}");
+    };
+    match command.as_str() {
+        "demo" => demo::demo(),
+        "test" => test::test(rest),
+        "bases" => bases::ensure_all(&process::release_binary()?, &bases::store_dir()).map(drop),
+        "bench" => bench::bench(rest),
+        _ => bail!("unknown command `{command}`\n{USAGE}"),
+    }
+}
