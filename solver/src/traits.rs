@@ -27,6 +27,17 @@ pub struct ResolvedImage {
     pub config: ImageConfig,
 }
 
+/// An image in an OCI layout, as `oci-layout://path[:tag][@digest]` names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OciLayout {
+    /// Directory of the layout, as the client names it.
+    pub path: String,
+    /// Tag inside the layout, if one is named.
+    pub tag: Option<String>,
+    /// Digest inside the layout, if one is named.
+    pub digest: Option<Digest>,
+}
+
 /// Finds base images.
 #[async_trait]
 pub trait Resolver: Send + Sync {
@@ -41,6 +52,20 @@ pub trait Resolver: Send + Sync {
         platform: &Platform,
         step: &Step,
     ) -> Result<ResolvedImage, OpError>;
+
+    /// Finds an image in an OCI layout of the client (`--build-context x=oci-layout://…`). The reference of the result
+    /// is one by which [`Op::Image`] finds the blobs again.
+    ///
+    /// # Errors
+    /// An [`OpError`]; without an implementation, that there is none.
+    async fn resolve_layout(
+        &self,
+        layout: &OciLayout,
+        _platform: &Platform,
+        _step: &Step,
+    ) -> Result<ResolvedImage, OpError> {
+        Err(OpError::input(format!("images in OCI layouts are not supported here: {}", layout.path)))
+    }
 }
 
 /// What is asked of a result when a key is made.
@@ -57,6 +82,9 @@ pub enum Selection<'a> {
 pub struct Work {
     /// What.
     pub op: Arc<Op>,
+    /// The key under which the result will be recorded. The layer of a file operation is fully determined by it, so
+    /// that its content digest can be derived from it whatever form the layer takes.
+    pub key: cache::Key,
     /// Results of the vertex's inputs, in order; `Input::Scratch` is an empty chain.
     pub inputs: Vec<ResultRef>,
     /// Whether a later step looks into the layer (mounts it, copies from it): then it must have a tree. Otherwise a
