@@ -544,6 +544,8 @@ fn the_encoding_is_stable() {
 }
 
 proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config { failure_persistence: None, ..Default::default() })]
+
     #[test]
     fn lists_of_words_are_never_confused(
         left in proptest::collection::vec("[a-c ]{0,3}", 0..4),

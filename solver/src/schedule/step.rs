@@ -158,6 +158,7 @@ async fn perform_locked(shared: &Shared, performance: Performance) -> Result<(La
     let began = Instant::now();
     let work = Work {
         op: subject.op,
+        key: lookup.key,
         inputs: subject.inputs,
         needs_tree,
         ignore_cache: subject.ignore_cache,
