@@ -5,6 +5,7 @@
 
 pub mod digest;
 pub mod image;
+pub mod layer;
 pub mod media_type;
 pub mod platform;
 pub mod reference;

@@ -1,0 +1,204 @@
+//! Compresses one piece of a layer on its own: a gzip member or a zstd frame.
+//!
+//! A blob is the members or frames of its pieces in order, which every gzip or zstd reader takes for one stream.
+
+use std::sync::Mutex;
+
+use libdeflater::{CompressionLvl, Compressor as Deflater};
+use zstd::zstd_safe::{CParameter, get_frame_content_size};
+
+/// How the pieces of a blob are compressed. The level is part of the identity of the result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PieceCodec {
+    /// One gzip member a piece, without name and time (`spec/engine.md` §1.9).
+    Gzip {
+        /// libdeflate's levels: 0 (stored) to 12.
+        level: u8,
+    },
+    /// One zstd frame a piece, with content size and checksum.
+    Zstd {
+        /// 1 to 22.
+        level: u8,
+    },
+}
+
+/// A codec that cannot compress.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    /// The codec has no such level.
+    #[error("{codec} has no compression level {level}: expected {expected}")]
+    Level {
+        /// Which codec.
+        codec: &'static str,
+        /// What was asked for.
+        level: u8,
+        /// The range there is.
+        expected: &'static str,
+    },
+    /// The library refused to work.
+    #[error("{codec} failed to compress: {reason}")]
+    Library {
+        /// Which codec.
+        codec: &'static str,
+        /// In the library's words.
+        reason: String,
+    },
+}
+
+/// Compression contexts of one codec, reused from piece to piece and shared by threads.
+pub(crate) struct Compressors {
+    codec: PieceCodec,
+    idle: Mutex<Vec<Context>>,
+}
+
+enum Context {
+    Gzip(Deflater),
+    Zstd(zstd::bulk::Compressor<'static>),
+}
+
+impl PieceCodec {
+    /// Checks the level.
+    fn check(self) -> Result<(), CodecError> {
+        let (codec, level, valid, expected) = match self {
+            Self::Gzip { level } => ("gzip", level, level <= 12, "0 to 12"),
+            Self::Zstd { level } => ("zstd", level, (1..=22).contains(&level), "1 to 22"),
+        };
+        if valid { Ok(()) } else { Err(CodecError::Level { codec, level, expected }) }
+    }
+
+    /// Whether `compressed` can be `raw` in this codec, judged by the lengths and checksums that the format carries.
+    ///
+    /// Cheap: nothing is decompressed. Keeps a damaged or mixed-up piece store from making wrong layers.
+    pub fn is_plausible(self, compressed: &[u8], raw: &[u8]) -> bool {
+        match self {
+            Self::Gzip { .. } => {
+                let Some((member, trailer)) = compressed.split_last_chunk::<8>() else { return false };
+                let trailer = u64::from_le_bytes(*trailer);
+                let (crc, len) = (trailer as u32, (trailer >> 32) as u32);
+                member.starts_with(&[0x1f, 0x8b, 8]) && len == raw.len() as u32 && crc == libdeflater::crc32(raw)
+            }
+            Self::Zstd { .. } => get_frame_content_size(compressed).is_ok_and(|len| len == Some(raw.len() as u64)),
+        }
+    }
+}
+
+impl Compressors {
+    pub(crate) fn new(codec: PieceCodec) -> Result<Self, CodecError> {
+        codec.check()?;
+        Ok(Self { codec, idle: Mutex::new(Vec::new()) })
+    }
+
+    pub(crate) fn codec(&self) -> PieceCodec {
+        self.codec
+    }
+
+    /// Compresses a whole piece. Deterministic: contexts carry nothing from piece to piece.
+    pub(crate) fn compress(&self, raw: &[u8]) -> Result<Vec<u8>, CodecError> {
+        let idle = self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
+        let mut context = match idle {
+            Some(context) => context,
+            None => Context::new(self.codec)?,
+        };
+        let compressed = context.compress(raw)?;
+        self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(context);
+        Ok(compressed)
+    }
+}
+
+impl Context {
+    fn new(codec: PieceCodec) -> Result<Self, CodecError> {
+        match codec {
+            PieceCodec::Gzip { level } => {
+                let valid = CompressionLvl::new(level.into());
+                let level = valid.map_err(|_| CodecError::Level { codec: "gzip", level, expected: "0 to 12" })?;
+                Ok(Self::Gzip(Deflater::new(level)))
+            }
+            PieceCodec::Zstd { level } => {
+                let mut context = zstd::bulk::Compressor::new(level.into()).map_err(zstd_error)?;
+                context.set_parameter(CParameter::ChecksumFlag(true)).map_err(zstd_error)?;
+                Ok(Self::Zstd(context))
+            }
+        }
+    }
+
+    fn compress(&mut self, raw: &[u8]) -> Result<Vec<u8>, CodecError> {
+        let mut compressed = match self {
+            Self::Gzip(deflater) => {
+                let mut out = vec![0; deflater.gzip_compress_bound(raw.len())];
+                let n_written = deflater
+                    .gzip_compress(raw, &mut out)
+                    .map_err(|error| CodecError::Library { codec: "gzip", reason: error.to_string() })?;
+                out.truncate(n_written);
+                out
+            }
+            Self::Zstd(context) => context.compress(raw).map_err(zstd_error)?,
+        };
+        // Pieces wait for their turn in order; the slack of the worst case must not wait with them.
+        compressed.shrink_to_fit();
+        Ok(compressed)
+    }
+}
+
+fn zstd_error(error: std::io::Error) -> CodecError {
+    CodecError::Library { codec: "zstd", reason: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    const CODECS: [PieceCodec; 5] = [
+        PieceCodec::Gzip { level: 0 },
+        PieceCodec::Gzip { level: 4 },
+        PieceCodec::Gzip { level: 9 },
+        PieceCodec::Zstd { level: 1 },
+        PieceCodec::Zstd { level: 3 },
+    ];
+
+    fn decompressed(codec: PieceCodec, blob: &[u8]) -> Vec<u8> {
+        let mut raw = Vec::new();
+        match codec {
+            PieceCodec::Gzip { .. } => flate2::read::MultiGzDecoder::new(blob).read_to_end(&mut raw),
+            PieceCodec::Zstd { .. } => zstd::Decoder::new(blob).expect("a decoder").read_to_end(&mut raw),
+        }
+        .expect("valid stream");
+        raw
+    }
+
+    #[test]
+    fn concatenated_pieces_are_one_stream() {
+        let pieces: [&[u8]; 4] = [b"hello hello hello ", b"", b"world", &[7; 100_000]];
+        for codec in CODECS {
+            let compressors = Compressors::new(codec).expect("valid level");
+            let blob: Vec<u8> =
+                pieces.iter().flat_map(|piece| compressors.compress(piece).expect("compresses")).collect();
+            assert_eq!(decompressed(codec, &blob), pieces.concat(), "{codec:?}");
+        }
+    }
+
+    #[test]
+    fn gzip_members_carry_no_name_and_no_time() {
+        let member =
+            Compressors::new(PieceCodec::Gzip { level: 6 }).expect("level").compress(b"x").expect("compresses");
+        assert_eq!(member[..9], [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_piece_that_is_not_the_one_wanted_is_noticed() {
+        for codec in CODECS {
+            let member = Compressors::new(codec).expect("level").compress(b"some bytes").expect("compresses");
+            assert!(codec.is_plausible(&member, b"some bytes"), "{codec:?}");
+            assert!(!codec.is_plausible(&member, b"other things"), "{codec:?}");
+            assert!(!codec.is_plausible(b"", b"some bytes"), "{codec:?}");
+        }
+    }
+
+    #[test]
+    fn levels_out_of_range_are_refused() {
+        for codec in [PieceCodec::Gzip { level: 13 }, PieceCodec::Zstd { level: 0 }, PieceCodec::Zstd { level: 23 }] {
+            assert!(matches!(Compressors::new(codec), Err(CodecError::Level { .. })), "{codec:?}");
+        }
+    }
+}
