@@ -2,9 +2,43 @@
 //!
 //! One directory, shared by any number of processes. Immutable files are the truth (temporary file, then rename; names
 //! are digests or identities); one SQLite database holds records, references, last use and sizes, and may be lost with
-//! nothing worse than a cold cache. Has never heard of how a step runs. Read [`Store`] first, then [`layout::Bucket`].
+//! nothing worse than a cold cache. Has never heard of how a step runs. Read [`Store`] first, then [`Bucket`].
 #![forbid(unsafe_code)]
 
-mod types;
+mod blobs;
+mod check;
+mod durability;
+mod error;
+mod id;
+mod images;
+mod index;
+mod layers;
+mod layout;
+mod lease;
+mod locks;
+mod mounts;
+mod rebuild;
+mod records;
+mod schema;
+mod scratch;
+mod session;
+mod store;
+#[cfg(test)]
+mod testing;
+mod usage;
+mod variants;
 
-pub use types::*;
+pub use blobs::BlobWriter;
+pub use error::{Result, StoreError};
+pub use id::{ContentDigest, Key, Layer, LayerId};
+pub use images::StoredImage;
+pub use layers::LayerInfo;
+pub use layout::Bucket;
+pub use lease::Lease;
+pub use locks::StoreLock;
+pub use mounts::{CacheMount, MountRequest, Sharing};
+pub use records::{NewRecord, Record};
+pub use scratch::TreeDraft;
+pub use store::Store;
+pub use usage::UsageKind;
+pub use variants::{Codec, PieceLocation};

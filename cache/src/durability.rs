@@ -1,0 +1,184 @@
+//! What survives a power cut.
+//!
+//! Nothing is fsynced while a build runs: what is written is visible at once to every process of this boot, because
+//! they share the kernel's page cache. Each blob and tree carries the *epoch* in which it was written. [`Store::sync`]
+//! closes the current epoch, makes the whole file system durable with one `syncfs`, and then notes the closed epoch in
+//! the file `durable-v1`. A store that is opened in another boot than it was last used in drops everything of later
+//! epochs, so that nothing half-written is ever believed. After a mere `kill -9` nothing is dropped.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rusqlite::Connection;
+use rustix::fs::FlockOperation;
+
+use crate::error::{Fault, IoContext, Result};
+use crate::id::LayerId;
+use crate::index::Index;
+use crate::layout::{Bucket, Layout};
+use crate::scratch::remove_tree;
+use crate::store::Store;
+use crate::{images, locks, schema};
+
+/// Fixed length, so that rewriting it in place touches one sector.
+const DURABLE_LEN: usize = 48;
+const DURABLE_PREFIX: &str = "rbuild durable epoch ";
+
+/// Names one boot of one machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct BootId(String);
+
+impl BootId {
+    /// This boot; a constant where the kernel does not tell.
+    pub(crate) fn current() -> Self {
+        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Self(text.trim().to_owned())
+    }
+
+    /// Stands for all boots of all machines that share a directory on a network: the server answers for durability
+    /// there, and another machine's boot says nothing about it.
+    pub(crate) fn shared_by_machines() -> Self {
+        Self("network".to_owned())
+    }
+
+    /// A boot by name, for tests of power cuts.
+    #[cfg(test)]
+    pub(crate) fn named(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+
+    /// The text that is stored.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Store {
+    /// Makes everything written so far survive a power cut (one `syncfs`), and marks it so.
+    ///
+    /// Nothing happens when nothing was written since the last time.
+    pub fn sync(&self) -> Result<()> {
+        let index = &self.inner.index;
+        let layout = index.layout();
+        let durable_path = layout.bucket(Bucket::Durable);
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&durable_path);
+        let file = file.during("open", &durable_path)?;
+        let Some(closed) = close_epoch(index, read_durable(&file))? else { return Ok(()) };
+        let root = File::open(layout.root()).during("open", layout.root())?;
+        rustix::fs::syncfs(&root).during("sync the file system of", layout.root())?;
+        note_durable(&file, &durable_path, closed)?;
+        index.tidy();
+        Ok(())
+    }
+}
+
+/// Starts a new epoch and returns the one before it; `None` when everything written is durable already.
+fn close_epoch(index: &Index, durable: i64) -> Result<Option<i64>> {
+    index.write("close an epoch", |tx| {
+        if schema::meta(tx, "dirty")? <= durable {
+            return Ok(None);
+        }
+        let closed = schema::meta(tx, "epoch")?;
+        tx.prepare_cached("UPDATE meta SET value = ?1 WHERE name = 'epoch'")?.execute([closed + 1])?;
+        Ok(Some(closed))
+    })
+}
+
+/// The epoch that something written now belongs to. Call inside the transaction that notes it.
+pub(crate) fn current_epoch(tx: &Connection) -> rusqlite::Result<i64> {
+    let epoch = schema::meta(tx, "epoch")?;
+    tx.prepare_cached("UPDATE meta SET value = ?1 WHERE name = 'dirty' AND value <> ?1")?.execute([epoch])?;
+    Ok(epoch)
+}
+
+/// The last epoch that has reached the disk; 0 when none has, or when the note is unreadable.
+pub(crate) fn durable_epoch(layout: &Layout) -> i64 {
+    File::open(layout.bucket(Bucket::Durable)).map_or(0, |file| read_durable(&file))
+}
+
+fn read_durable(file: &File) -> i64 {
+    let mut text = [0; DURABLE_LEN];
+    if file.read_exact_at(&mut text, 0).is_err() {
+        return 0;
+    }
+    let text = std::str::from_utf8(&text).unwrap_or_default();
+    text.strip_prefix(DURABLE_PREFIX).and_then(|rest| rest.trim_end().parse().ok()).unwrap_or(0)
+}
+
+fn note_durable(file: &File, path: &Path, closed: i64) -> Result<()> {
+    // Two processes may finish their syncs in either order; the higher epoch stays.
+    rustix::fs::flock(file, FlockOperation::LockExclusive).during("lock", path)?;
+    if read_durable(file) < closed {
+        let text = format!("{:<width$}\n", format!("{DURABLE_PREFIX}{closed}"), width = DURABLE_LEN - 1);
+        file.write_all_at(text.as_bytes(), 0).during("write", path)?;
+        file.sync_data().during("sync", path)?;
+    }
+    rustix::fs::flock(file, FlockOperation::Unlock).during("unlock", path)
+}
+
+/// Drops what had not reached the disk when the machine went down, if it did since the store was last used.
+pub(crate) fn forget_what_a_power_cut_took(index: &Index) -> Result<()> {
+    let same_boot = |conn: &Connection| -> Result<bool, Fault> {
+        let boot: String = conn.query_row("SELECT value FROM meta WHERE name = 'boot'", [], |row| row.get(0))?;
+        Ok(boot == index.boot().as_str())
+    };
+    if index.read("look for a power cut", |conn| same_boot(conn))? {
+        return Ok(());
+    }
+    let _lock = locks::lock(index.layout(), "index")?;
+    let durable = durable_epoch(index.layout());
+    index.write("recover from a power cut", |tx| {
+        if same_boot(tx)? {
+            return Ok(());
+        }
+        tracing::info!(durable, "first use since the machine started: dropping what was not synced");
+        tx.execute("DELETE FROM blob WHERE epoch > ?1", [durable])?;
+        tx.execute("UPDATE layer SET has_tree = 0, tree_bytes = NULL WHERE epoch > ?1", [durable])?;
+        tx.execute("DELETE FROM lease", [])?;
+        drop_formless_layers(tx)?;
+        remove_strangers(tx, index.layout())?;
+        images::drop_broken_files(index.layout(), &|target| Ok(crate::blobs::is_known(tx, target)?))?;
+        tx.execute("UPDATE meta SET value = max(value, ?1) WHERE name = 'epoch'", [durable + 1])?;
+        tx.execute("UPDATE meta SET value = ?1 WHERE name = 'boot'", [index.boot().as_str()])?;
+        Ok(())
+    })
+}
+
+/// Deletes the layers that cannot be had in any form, and with them their records.
+pub(crate) fn drop_formless_layers(tx: &Connection) -> rusqlite::Result<usize> {
+    tx.execute(
+        "DELETE FROM layer WHERE has_tree = 0 AND NOT EXISTS (
+             SELECT 1 FROM layer AS twin WHERE twin.diff_id = layer.diff_id AND twin.has_tree
+             UNION ALL SELECT 1 FROM blob WHERE blob.digest = layer.diff_id
+             UNION ALL SELECT 1 FROM variant JOIN blob USING (digest) WHERE variant.diff_id = layer.diff_id
+             UNION ALL SELECT 1 FROM remote WHERE remote.diff_id = layer.diff_id)",
+        [],
+    )
+}
+
+/// Removes the blobs and trees that the index does not know: they may be torn. Only safe while nobody commits.
+fn remove_strangers(tx: &Connection, layout: &Layout) -> Result<(), Fault> {
+    for entry in std::fs::read_dir(layout.blobs()).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let known = match name.to_str().and_then(crate::id::parse_hex32) {
+            Some(raw) => crate::blobs::is_known(tx, &oci::Digest::from_sha256(raw))?,
+            None => false,
+        };
+        if !known {
+            remove_tree(&entry.path());
+        }
+    }
+    let mut has_tree = tx.prepare("SELECT 1 FROM layer WHERE id = ?1 AND has_tree")?;
+    for entry in std::fs::read_dir(layout.bucket(Bucket::Trees)).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let known = match name.to_str().and_then(LayerId::from_name) {
+            Some(id) => has_tree.exists([id.as_str()])?,
+            None => false,
+        };
+        if !known {
+            remove_tree(&entry.path());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,259 @@
+//! Records: which key once gave which layer.
+
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, Row};
+
+use crate::error::{Fault, Result, StoreError};
+use crate::id::{Key, LayerId};
+use crate::layers::{LAYER_COLUMNS, LayerInfo, LayerRow};
+use crate::layout::Layout;
+use crate::lease::Kind;
+use crate::store::{Store, now};
+use crate::{blobs, layers};
+
+/// A stored result: this key once gave this layer.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// What it is found by.
+    pub key: Key,
+    /// The result.
+    pub layer: LayerInfo,
+    /// The ingredients of the key as JSON, for explanations.
+    pub ingredients: String,
+    /// Display name of the step that made it.
+    pub name: String,
+    /// Which place in which Dockerfile asked for it: equal for the same step of successive builds.
+    pub slot: String,
+    /// What it cost to make.
+    pub cost: Duration,
+    /// Seconds since the epoch.
+    pub created_at: i64,
+    /// Seconds since the epoch.
+    pub last_used_at: i64,
+}
+
+/// A record to be stored.
+#[derive(Clone, Debug)]
+pub struct NewRecord {
+    /// What it is found by.
+    pub key: Key,
+    /// The result; must be committed already.
+    pub layer: LayerId,
+    /// The ingredients of the key as JSON.
+    pub ingredients: String,
+    /// Display name of the step.
+    pub name: String,
+    /// See [`Record::slot`].
+    pub slot: String,
+    /// What it cost to make.
+    pub cost: Duration,
+}
+
+/// A record as found, before its use is noted.
+struct Found {
+    n: i64,
+    record: Record,
+    /// What has to stay for the record to stay good.
+    users: Vec<(Kind, i64)>,
+}
+
+impl Store {
+    /// The record of `key` if its layer still has some form (here, or somewhere it can be fetched from); notes the use.
+    pub fn find_record(&self, key: &Key) -> Result<Option<Record>> {
+        let found = self
+            .inner
+            .index
+            .read("find a record", |conn| find(conn, &self.inner.layout, "record.key = ?1", &key.0, true))?;
+        let Some(found) = found else { return Ok(None) };
+        if found.users.iter().any(|&(kind, n)| self.inner.is_news(kind, n)) && !self.note_use(&found)? {
+            return Ok(None);
+        }
+        Ok(Some(found.record))
+    }
+
+    /// Stores a record; a record of the same key is replaced.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownLayer`].
+    pub fn put_record(&self, record: &NewRecord) -> Result<()> {
+        let n_layer = self.inner.index.write("store a record", |tx| {
+            let row = layers::find_row(tx, &record.layer)?;
+            let n_layer = row.ok_or_else(|| StoreError::UnknownLayer { id: record.layer.clone() })?.n;
+            tx.prepare_cached("DELETE FROM record WHERE key = ?1")?.execute([record.key.0])?;
+            let sql = "INSERT INTO record(key, layer, slot, name, cost_ms, created_at, used_at)
+                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6)";
+            let cost_ms = i64::try_from(record.cost.as_millis()).unwrap_or(i64::MAX);
+            tx.prepare_cached(sql)?.execute((record.key.0, n_layer, &record.slot, &record.name, cost_ms, now()))?;
+            let n = tx.last_insert_rowid();
+            tx.prepare_cached("INSERT INTO ingredients(record, json) VALUES (?1, ?2)")?
+                .execute((n, &record.ingredients))?;
+            if self.inner.is_news(Kind::Layer, n_layer) {
+                self.inner.note_lease(tx, Kind::Layer, n_layer)?;
+            }
+            Ok(n_layer)
+        })?;
+        self.inner.remember_noted([(Kind::Layer, n_layer)]);
+        Ok(())
+    }
+
+    /// The newest record of a slot, for "what changed since last time". Its layer may have gone.
+    pub fn latest_of_slot(&self, slot: &str) -> Result<Option<Record>> {
+        let found = self.inner.index.read("find the last record of a step", |conn| {
+            find(conn, &self.inner.layout, "record.slot = ?1 ORDER BY record.n DESC LIMIT 1", slot, false)
+        })?;
+        Ok(found.map(|found| found.record))
+    }
+
+    /// `false` when a collector was quicker.
+    fn note_use(&self, found: &Found) -> Result<bool> {
+        let is_there = self.inner.index.write("note the use of a record", |tx| {
+            let at = now();
+            let sql = "UPDATE record SET used_at = ?2 WHERE n = ?1";
+            if tx.prepare_cached(sql)?.execute((found.n, at))? == 0 {
+                return Ok(false);
+            }
+            for &(kind, n) in &found.users {
+                tx.prepare_cached(kind.note_use_sql())?.execute((n, at))?;
+                self.inner.note_lease(tx, kind, n)?;
+            }
+            Ok(true)
+        })?;
+        if is_there {
+            self.inner.remember_noted(found.users.iter().copied());
+        }
+        Ok(is_there)
+    }
+}
+
+/// Reads one record; `condition` selects it. With `usable`, only if its layer still has some form.
+fn find(
+    conn: &Connection,
+    layout: &Layout,
+    condition: &str,
+    argument: &(impl rusqlite::ToSql + ?Sized),
+    usable: bool,
+) -> Result<Option<Found>, Fault> {
+    let sql = format!(
+        "SELECT {LAYER_COLUMNS}, record.key, record.name, record.slot, record.cost_ms, record.created_at,
+             record.used_at, record.n, ingredients.json
+         FROM record JOIN layer ON layer.n = record.layer JOIN ingredients ON ingredients.record = record.n
+         WHERE {condition}"
+    );
+    let read = |row: &Row<'_>| {
+        let layer = LayerRow::read(row)?;
+        let record = Record {
+            key: Key(row.get(7)?),
+            layer: layer.info(conn, layout)?,
+            name: row.get(8)?,
+            slot: row.get(9)?,
+            cost: Duration::from_millis(row.get::<_, i64>(10)?.cast_unsigned()),
+            created_at: row.get(11)?,
+            last_used_at: row.get(12)?,
+            ingredients: row.get(14)?,
+        };
+        Ok((layer, Found { n: row.get(13)?, record, users: Vec::new() }))
+    };
+    let Some((layer, mut found)) = conn.prepare_cached(&sql)?.query_row([argument], read).optional()? else {
+        return Ok(None);
+    };
+    found.users = layer.users(conn)?;
+    let info = &found.record.layer;
+    if usable && info.tree.is_none() && !info.has_tar {
+        match layer.diff_id.as_ref().map(|diff_id| outside_forms(conn, layout, diff_id)).transpose()? {
+            Some(Outside::Blob(n)) => found.users.push((Kind::Blob, n)),
+            Some(Outside::Remote) => {}
+            Some(Outside::Nothing) | None => return Ok(None),
+        }
+    } else if info.has_tar
+        && let Some(diff_id) = &layer.diff_id
+        && let Some(row) = blobs::find_row(conn, diff_id.digest())?
+    {
+        found.users.push((Kind::Blob, row.n));
+    }
+    Ok(Some(found))
+}
+
+/// In which form, besides tree and tar, a layer is to be had.
+enum Outside {
+    /// A stored compressed blob, by number.
+    Blob(i64),
+    /// A registry has it.
+    Remote,
+    /// None.
+    Nothing,
+}
+
+fn outside_forms(conn: &Connection, layout: &Layout, diff_id: &oci::DiffId) -> Result<Outside, Fault> {
+    let raw = diff_id.digest().as_bytes();
+    let sql = "SELECT blob.n, blob.digest FROM variant JOIN blob USING (digest) WHERE variant.diff_id = ?1";
+    let mut select = conn.prepare_cached(sql)?;
+    let mut rows = select.query([raw])?;
+    while let Some(row) = rows.next()? {
+        if layout.blob(&oci::Digest::from_sha256(row.get(1)?)).is_file() {
+            return Ok(Outside::Blob(row.get(0)?));
+        }
+    }
+    let has_remote = conn.prepare_cached("SELECT 1 FROM remote WHERE diff_id = ?1")?.exists([raw])?;
+    Ok(if has_remote { Outside::Remote } else { Outside::Nothing })
+}
+
+#[cfg(test)]
+mod tests {
+    use oci::{Descriptor, media_type};
+
+    use super::*;
+    use crate::testing::{check, content, diff_id, record, store, tree_with};
+
+    #[test]
+    fn a_record_comes_back_as_it_was_stored() {
+        let (_dir, store) = store();
+        let layer = store.commit_tree(tree_with(&store, "x"), content(1)).unwrap().layer;
+        let new = record(1, &layer.id, "slot");
+        store.put_record(&new).unwrap();
+        let got = store.find_record(&Key([1; 32])).unwrap().unwrap();
+        assert_eq!((got.key, got.layer.layer, got.ingredients), (new.key, layer, new.ingredients));
+        assert_eq!((got.name, got.slot, got.cost), (new.name, new.slot, new.cost));
+        assert!(store.find_record(&Key([2; 32])).unwrap().is_none());
+        check(&store);
+    }
+
+    #[test]
+    fn the_newest_record_of_a_slot_is_the_one_stored_last_even_within_a_second() {
+        let (_dir, store) = store();
+        let layer = store.commit_tree(tree_with(&store, "x"), content(1)).unwrap().layer;
+        for key in [1, 2, 1] {
+            store.put_record(&record(key, &layer.id, "slot")).unwrap();
+        }
+        assert_eq!(store.latest_of_slot("slot").unwrap().unwrap().key, Key([1; 32]));
+        assert!(store.latest_of_slot("other").unwrap().is_none());
+        check(&store);
+    }
+
+    #[test]
+    fn a_record_whose_layer_lost_every_form_is_a_miss() {
+        let (_dir, store) = store();
+        let layer = store.commit_tree(tree_with(&store, "x"), content(1)).unwrap();
+        store.put_record(&record(1, &layer.layer.id, "slot")).unwrap();
+        std::fs::remove_dir_all(layer.tree.unwrap()).unwrap();
+        assert!(store.find_record(&Key([1; 32])).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_remote_layer_is_form_enough() {
+        let (_dir, store) = store();
+        let pulled = store.layer_for_diff_id(&diff_id(1)).unwrap();
+        store.put_record(&record(1, &pulled.layer.id, "slot")).unwrap();
+        assert!(store.find_record(&Key([1; 32])).unwrap().is_none());
+        let descriptor = Descriptor::new(media_type::OCI_LAYER_GZIP, oci::Digest::of(b"z"), 1);
+        store.remember_remote(&diff_id(1), &descriptor, "docker.io/library/a").unwrap();
+        assert!(store.find_record(&Key([1; 32])).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_record_needs_a_layer() {
+        let (_dir, store) = store();
+        let error = store.put_record(&record(1, &LayerId::of_built("0"), "slot")).unwrap_err();
+        assert!(matches!(error, StoreError::UnknownLayer { .. }));
+    }
+}
