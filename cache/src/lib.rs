@@ -7,6 +7,7 @@
 
 mod blobs;
 mod check;
+mod context_index;
 mod durability;
 mod error;
 mod id;
@@ -29,6 +30,7 @@ mod usage;
 mod variants;
 
 pub use blobs::BlobWriter;
+pub use context_index::{ContextEntry, ContextIndex, StatKey};
 pub use error::{Result, StoreError};
 pub use id::{ContentDigest, Key, Layer, LayerId};
 pub use images::StoredImage;
