@@ -1,0 +1,98 @@
+//! COPY and ADD. Spec: §1.9, §2.15–2.24.
+
+use super::{AddInstruction, CopyInstruction, SourceContent, words_of};
+use crate::flags::{FlagKind, FlagTable, Flags};
+use crate::lexer::{Heredoc, heredoc_word, strip_tabs};
+use crate::node::{Fault, Node};
+
+const COPY_FLAGS: FlagTable = &[
+    ("from", FlagKind::Text),
+    ("chown", FlagKind::Text),
+    ("chmod", FlagKind::Text),
+    ("link", FlagKind::Bool),
+    ("parents", FlagKind::Bool),
+    ("exclude", FlagKind::List),
+];
+
+const ADD_FLAGS: FlagTable = &[
+    ("chown", FlagKind::Text),
+    ("chmod", FlagKind::Text),
+    ("link", FlagKind::Bool),
+    ("keep-git-dir", FlagKind::Bool),
+    ("checksum", FlagKind::Text),
+    ("unpack", FlagKind::Bool),
+    ("exclude", FlagKind::List),
+];
+
+pub(super) fn parse_copy(node: &Node, heredocs: &[Heredoc]) -> Result<CopyInstruction, Fault> {
+    let (source_words, dest_word) = sources_and_dest("COPY", node)?;
+    let flags = Flags::check("COPY", &node.flags, COPY_FLAGS)?;
+    let (sources, contents) = split_sources("COPY", source_words, dest_word, heredocs)?;
+    Ok(CopyInstruction {
+        sources,
+        contents,
+        dest: dest_word.clone(),
+        from: flags.text("from"),
+        chown: flags.text("chown"),
+        chmod: flags.text("chmod"),
+        link: flags.bool("link").unwrap_or(false),
+        parents: flags.bool("parents").unwrap_or(false),
+        excludes: flags.list("exclude"),
+    })
+}
+
+pub(super) fn parse_add(node: &Node, heredocs: &[Heredoc]) -> Result<AddInstruction, Fault> {
+    let (source_words, dest_word) = sources_and_dest("ADD", node)?;
+    let flags = Flags::check("ADD", &node.flags, ADD_FLAGS)?;
+    let (sources, contents) = split_sources("ADD", source_words, dest_word, heredocs)?;
+    Ok(AddInstruction {
+        sources,
+        contents,
+        dest: dest_word.clone(),
+        chown: flags.text("chown"),
+        chmod: flags.text("chmod"),
+        link: flags.bool("link").unwrap_or(false),
+        keep_git_dir: flags.bool("keep-git-dir"),
+        checksum: flags.text("checksum"),
+        unpack: flags.bool("unpack"),
+        excludes: flags.list("exclude"),
+    })
+}
+
+fn sources_and_dest<'a>(keyword: &str, node: &'a Node) -> Result<(&'a [String], &'a String), Fault> {
+    match words_of(&node.args) {
+        [sources @ .., dest] if !sources.is_empty() => Ok((sources, dest)),
+        _ => Err(Fault::new(format!(
+            "{keyword} requires at least two arguments, but only one was provided. Destination could not be determined"
+        ))),
+    }
+}
+
+/// Tells paths from heredocs. A heredoc word without a body (the JSON form has none) is an empty file.
+fn split_sources(
+    keyword: &str,
+    words: &[String],
+    dest: &str,
+    heredocs: &[Heredoc],
+) -> Result<(Vec<String>, Vec<SourceContent>), Fault> {
+    // A word with unbalanced quotes is no heredoc; expansion will say what is wrong with it.
+    let as_heredoc = |word: &str| heredoc_word(word).ok().flatten();
+    if as_heredoc(dest).is_some() {
+        return Err(Fault::new(format!("{keyword} cannot accept a heredoc as a destination")).about(dest));
+    }
+    let mut paths = Vec::new();
+    let mut contents = Vec::new();
+    for word in words {
+        match as_heredoc(word) {
+            None => paths.push(word.clone()),
+            Some(heredoc) => {
+                // Of two bodies with one delimiter the last one counts, for both.
+                let body = heredocs.iter().rev().find(|body| body.name == heredoc.name);
+                let content = body.map_or(&[][..], |body| &body.content);
+                let data = if heredoc.strip_tabs { strip_tabs(content) } else { content.to_vec() };
+                contents.push(SourceContent { path: heredoc.name, data, expand: heredoc.expand });
+            }
+        }
+    }
+    Ok((paths, contents))
+}
