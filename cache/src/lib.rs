@@ -20,6 +20,7 @@ mod locks;
 mod mounts;
 mod rebuild;
 mod records;
+mod resolutions;
 mod schema;
 mod scratch;
 mod session;

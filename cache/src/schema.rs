@@ -10,7 +10,7 @@ use crate::durability::BootId;
 ///
 /// A database with a *higher* version than this list is long is used as it is: changes that an older program could not
 /// live with get a new bucket instead ([`crate::Bucket::Index`]).
-pub(crate) const MIGRATIONS: [&str; 1] = ["
+pub(crate) const MIGRATIONS: [&str; 2] = ["
 CREATE TABLE meta(name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 
 -- `id` is the public name; `n` never comes back after a deletion, because leases refer to it.
@@ -108,6 +108,9 @@ CREATE TABLE lease(
     PRIMARY KEY(kind, item, holder)
 ) WITHOUT ROWID;
 CREATE INDEX lease_by_holder ON lease(holder);
+", "
+-- What a registry said last; `descriptor` is that of a manifest or an index.
+CREATE TABLE resolution(reference TEXT PRIMARY KEY, descriptor TEXT NOT NULL) WITHOUT ROWID;
 "];
 
 /// The tables that must be there, as a database that has lost one is as good as none.
