@@ -9,6 +9,7 @@ pub mod explain;
 pub mod graph;
 pub mod key;
 pub mod op;
+pub mod plan;
 pub mod progress;
 pub mod schedule;
 pub mod traits;

@@ -1,0 +1,110 @@
+//! Why there is no plan.
+
+use std::fmt;
+
+use parser::{LineRange, ParseError};
+
+use super::lint::Warning;
+use crate::error::{OpError, Tier};
+use crate::graph::Location;
+
+/// Why there is no plan.
+///
+/// `message` is the first fault, in BuildKit's words where it has any; `others` are faults that do not follow from it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlanError {
+    /// What is wrong: one sentence without a full stop.
+    pub message: String,
+    /// The lines at fault, most important first. Empty when the fault is in no line.
+    pub locations: Vec<Location>,
+    /// Who can mend it.
+    pub tier: Tier,
+    /// What to do, one suggestion each.
+    pub help: Vec<String>,
+    /// Further independent faults, in the order in which they were met; theirs are empty.
+    pub others: Vec<PlanError>,
+    /// What was noticed before the first fault.
+    pub warnings: Vec<Warning>,
+}
+
+impl PlanError {
+    /// A fault of the Dockerfile or of a flag.
+    pub(super) fn input(message: impl Into<String>) -> Self {
+        Self::new(Tier::Input, message)
+    }
+
+    /// A broken promise between our own parts.
+    pub(super) fn internal(message: impl Into<String>) -> Self {
+        Self::new(Tier::Internal, message)
+    }
+
+    fn new(tier: Tier, message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            locations: Vec::new(),
+            tier,
+            help: Vec::new(),
+            others: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Says where, unless that is known already.
+    #[must_use]
+    pub(super) fn at(mut self, lines: LineRange) -> Self {
+        if self.locations.is_empty() {
+            self.locations.push(location(lines));
+        }
+        self
+    }
+
+    /// Adds a suggestion.
+    #[must_use]
+    pub(super) fn help(mut self, text: impl Into<String>) -> Self {
+        self.help.push(text.into());
+        self
+    }
+
+    /// Joins faults that were met one after the other; `None` when there are none.
+    pub(super) fn all(faults: Vec<PlanError>) -> Option<Self> {
+        let mut faults = faults.into_iter().flat_map(PlanError::flatten);
+        let mut first = faults.next()?;
+        first.others = faults.collect();
+        Some(first)
+    }
+
+    fn flatten(mut self) -> Vec<PlanError> {
+        let others = std::mem::take(&mut self.others);
+        std::iter::once(self).chain(others).collect()
+    }
+}
+
+impl fmt::Display for PlanError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for PlanError {}
+
+impl From<ParseError> for PlanError {
+    fn from(error: ParseError) -> Self {
+        Self {
+            locations: error.lines.into_iter().map(location).collect(),
+            help: error.help,
+            others: error.others.into_iter().map(Self::from).collect(),
+            ..Self::input(error.message)
+        }
+    }
+}
+
+impl From<OpError> for PlanError {
+    fn from(error: OpError) -> Self {
+        Self { help: error.help, ..Self::new(error.tier, error.message) }
+    }
+}
+
+/// The same lines in the vocabulary of the graph.
+pub(super) fn location(lines: LineRange) -> Location {
+    Location { start_line: lines.start, end_line: lines.end }
+}

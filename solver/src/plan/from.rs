@@ -1,0 +1,122 @@
+//! FROM: image and platform with their variables replaced, and the checks that go with it.
+//!
+//! Done for every stage of a file, needed or not. Spec: `spec/dockerfile.md` §2.1, §7.1.
+
+use oci::{ImageRef, Platform};
+use parser::expand::{Expanded, Expander};
+use parser::instruction::Instruction;
+use parser::lint::{self, CheckConfig};
+use parser::{Dockerfile, LineRange, Stage, suggest};
+
+use super::error::PlanError;
+use super::lint::Findings;
+use super::request::PlanRequest;
+use super::scope::Globals;
+
+/// A stage whose FROM has been evaluated.
+#[derive(Debug)]
+pub(super) struct From {
+    /// Lower-cased.
+    pub(super) name: Option<String>,
+    /// Image or stage, expanded.
+    pub(super) base: String,
+    /// `--platform`.
+    pub(super) platform: Option<Platform>,
+    pub(super) lines: LineRange,
+    pub(super) checks: CheckConfig,
+    pub(super) instructions: Vec<Instruction>,
+}
+
+/// Evaluates all FROMs. `defaults` is the global scope without any build argument, if it can be evaluated.
+///
+/// # Errors
+/// Blank or malformed texts, each at its line.
+pub(super) fn evaluate(
+    file: &Dockerfile,
+    request: &PlanRequest,
+    globals: &Globals,
+    defaults: Option<&Globals>,
+    findings: &mut Findings,
+) -> Result<Vec<From>, PlanError> {
+    let context = Context { expander: Expander::new(file.directives.escape), globals, build: &request.build_platform };
+    if let Some(defaults) = defaults {
+        context.check_defaults(file, defaults, findings);
+    }
+    let mut froms = Vec::new();
+    let mut faults = Vec::new();
+    for stage in &file.stages {
+        match context.from(stage, findings) {
+            Ok(from) => froms.push(from),
+            Err(fault) => {
+                findings.close();
+                faults.push(fault.at(stage.location));
+            }
+        }
+    }
+    PlanError::all(faults).map_or(Ok(froms), Err)
+}
+
+struct Context<'a> {
+    expander: Expander,
+    globals: &'a Globals,
+    build: &'a Platform,
+}
+
+impl Context<'_> {
+    fn from(&self, stage: &Stage, findings: &mut Findings) -> Result<From, PlanError> {
+        let base = self.expand(&stage.base, stage, findings)?;
+        if base.text.is_empty() {
+            return Err(PlanError::input(format!("base name ({}) should not be blank", stage.base)));
+        }
+        let platform = stage.platform.as_deref().map(|text| self.platform(text, stage, findings)).transpose()?;
+        Ok(From {
+            name: stage.name.clone(),
+            base: base.text,
+            platform,
+            lines: stage.location,
+            checks: stage.checks.clone(),
+            instructions: stage.instructions.clone(),
+        })
+    }
+
+    /// Expands a text of FROM with the global scope; names that nobody declares are findings.
+    fn expand(&self, text: &str, stage: &Stage, findings: &mut Findings) -> Result<Expanded, PlanError> {
+        let expanded = self.expander.process_word(text, &self.globals.env);
+        let expanded = expanded.map_err(|error| PlanError::input(error.to_string()))?;
+        for name in &expanded.unset {
+            if !self.globals.known_names().any(|known| known == name) {
+                let nearest = suggest::nearest(name, self.globals.known_names());
+                let found = lint::Warning::undefined_arg_in_from(name, nearest, stage.location, &stage.checks);
+                findings.raise(found);
+            }
+        }
+        Ok(expanded)
+    }
+
+    fn platform(&self, text: &str, stage: &Stage, findings: &mut Findings) -> Result<Platform, PlanError> {
+        let expanded = self.expand(text, stage, findings).map_err(|fault| {
+            let message = format!("failed to process arguments for platform {text}: {}", fault.message);
+            PlanError { message, ..fault }
+        })?;
+        let suggestion = expanded.unset.iter().find_map(|name| suggest::nearest(name, self.globals.known_names()));
+        let suggested = |message: String| match suggestion {
+            Some(name) => PlanError::input(format!("{message} (did you mean {name}?)")),
+            None => PlanError::input(message),
+        };
+        if expanded.text.is_empty() {
+            return Err(suggested(format!("empty platform value from expression {text}")));
+        }
+        Platform::parse(&expanded.text, self.build)
+            .map_err(|error| suggested(format!("failed to parse platform {text}: {error}")))
+    }
+
+    /// Finds images that are only named when build arguments are given.
+    fn check_defaults(&self, file: &Dockerfile, defaults: &Globals, findings: &mut Findings) {
+        for stage in &file.stages {
+            let Ok(base) = self.expander.process_word(&stage.base, &defaults.env) else { return };
+            if ImageRef::parse_normalized(&base.text).is_err() {
+                findings.raise(lint::Warning::invalid_default_arg_in_from(&stage.base, stage.location, &stage.checks));
+            }
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Findings of build checks: which are wanted, and in what form they leave the plan. Spec: `spec/dockerfile.md` §7.
+
+use parser::lint::{self, CheckConfig};
+
+use super::error::{PlanError, location};
+use crate::graph::Location;
+
+/// Something in the Dockerfile that works but should be changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// Name of the rule, for instance `UndefinedVar`; empty when there is no rule.
+    pub rule: &'static str,
+    /// What the rule is about, a fixed text.
+    pub description: &'static str,
+    /// Page of the rule; empty when there is none.
+    pub url: &'static str,
+    /// What was found.
+    pub message: String,
+    /// Lines of the instruction.
+    pub location: Option<Location>,
+}
+
+/// The findings of one plan, each once, in the order in which they were made.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    config: CheckConfig,
+    wanted: Vec<Warning>,
+    closed: bool,
+}
+
+impl Findings {
+    pub(super) fn new(config: CheckConfig) -> Self {
+        Self { config, wanted: Vec::new(), closed: false }
+    }
+
+    /// Notes a finding if its rule is wanted where it was made.
+    pub(super) fn raise(&mut self, found: lint::Warning) {
+        if !self.config.reports(&found) {
+            return;
+        }
+        let info = found.rule.info();
+        self.note(Warning {
+            rule: info.id,
+            description: info.description,
+            url: info.url,
+            message: found.message,
+            location: Some(location(found.lines)),
+        });
+    }
+
+    /// Notes something that no rule can switch off.
+    pub(super) fn note(&mut self, warning: Warning) {
+        if !self.closed && !self.wanted.contains(&warning) {
+            self.wanted.push(warning);
+        }
+    }
+
+    /// From here on nothing is noted: a fault was met, and what follows may be its consequence; or another platform is
+    /// evaluated, which would only say the same again.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// With `error=true`, the fault that the findings are.
+    ///
+    /// # Errors
+    /// Names every rule that found something, once.
+    pub(super) fn check(&self) -> Result<(), PlanError> {
+        let mut rules: Vec<&str> = Vec::new();
+        for rule in self.wanted.iter().map(|warning| warning.rule).filter(|rule| !rule.is_empty()) {
+            if !rules.contains(&rule) {
+                rules.push(rule);
+            }
+        }
+        if !self.config.error || rules.is_empty() {
+            return Ok(());
+        }
+        Err(PlanError::input(format!("lint violation found for rules: {}", rules.join(", ")))
+            .help("mend what the warnings say, or drop `error=true` from the `check` directive"))
+    }
+
+    pub(super) fn into_warnings(self) -> Vec<Warning> {
+        self.wanted
+    }
+}

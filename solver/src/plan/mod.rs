@@ -1,0 +1,221 @@
+//! Lowers a Dockerfile to the build graph and the image config, for each target platform.
+//!
+//! The order of events: the global scope and every FROM are evaluated ([`scope`], [`from`]); stages are connected and
+//! checked ([`stages`]); images of the stages that are needed are found, and triggers bring more ([`resolve`],
+//! [`onbuild`]); then the needed stages are evaluated one after the other, instruction by instruction ([`stage`] and
+//! the files named after the instructions). All platforms share one graph, in which equal vertices are one.
+//!
+//! Nothing here performs anything: no file is read and no image is fetched. Read [`PlanRequest`] first, then [`Plan`].
+//!
+//! Spec: `spec/dockerfile.md` §2–§4 and §6–§9.
+
+mod add;
+mod contexts;
+mod copy;
+mod epoch;
+mod error;
+mod from;
+mod git_url;
+mod history;
+mod ignore;
+mod lint;
+mod metadata;
+mod mounts;
+mod names;
+mod onbuild;
+mod ownership;
+mod paths;
+mod render;
+mod request;
+mod resolve;
+mod run;
+mod scope;
+mod sources;
+mod stage;
+mod stages;
+mod state;
+mod target;
+#[cfg(test)]
+mod tests;
+mod workdir;
+
+/// Ignore files, `--exclude` patterns and wildcards, for whoever selects files.
+pub use parser::pattern as patterns;
+
+pub use contexts::NamedContext;
+pub use error::PlanError;
+pub use git_url::{GitUrl, GitUrlError};
+pub use history::{COMMENT, EXPORTER_COMMENT, PlannedHistory};
+pub use lint::Warning;
+pub use render::render;
+pub use request::{ContextKind, IgnoreFile, NoCache, PlanRequest, Purpose, SourceText};
+pub use state::BaseImage;
+pub use target::PlannedImage;
+
+use futures_util::future::try_join_all;
+use oci::Platform;
+use parser::lint::CheckConfig;
+
+use crate::graph::Graph;
+use crate::progress::Progress;
+use crate::traits::Resolver;
+use ignore::Ignored;
+use lint::Findings;
+use resolve::Finder;
+use target::{Shared, Target};
+
+/// What a Dockerfile means in one build.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Everything that may have to be done, for all platforms.
+    pub graph: Graph,
+    /// One image a platform, in the order in which they were asked for, each once.
+    pub images: Vec<PlannedImage>,
+    /// What should be changed in the Dockerfile.
+    pub warnings: Vec<Warning>,
+    /// `SOURCE_DATE_EPOCH` in seconds.
+    pub epoch: Option<i64>,
+    /// Whether the result is laid out for several platforms, also when there is only one.
+    pub is_multi_platform: bool,
+}
+
+/// Makes the plan of a build.
+///
+/// Metadata of base images is asked for through `resolver`, all images at once; each shows as a step of `progress`.
+///
+/// # Errors
+/// [`PlanError`]: the first fault, other faults that do not follow from it, and the warnings found before.
+pub async fn plan(request: &PlanRequest, resolver: &dyn Resolver, progress: &Progress) -> Result<Plan, PlanError> {
+    let mut findings = Findings::default();
+    match make(request, resolver, progress, &mut findings).await {
+        Ok(plan) => Ok(Plan { warnings: findings.into_warnings(), ..plan }),
+        Err(fault) => Err(PlanError { warnings: findings.into_warnings(), ..fault }),
+    }
+}
+
+async fn make(
+    request: &PlanRequest,
+    resolver: &dyn Resolver,
+    progress: &Progress,
+    findings: &mut Findings,
+) -> Result<Plan, PlanError> {
+    let is_labs = check_front_end(request)?;
+    let config = check_config(request)?;
+    *findings = Findings::new(config.clone());
+    let file = parser::parse(&request.dockerfile.text)?;
+    file.warnings.iter().for_each(|found| findings.raise(found.clone()));
+    let ignored = request.ignore.as_ref().map(Ignored::read).transpose()?.flatten();
+    let platforms = platforms(request, findings);
+    let is_multi = platforms.len() > 1;
+    let shared = Shared {
+        request,
+        file: &file,
+        ignored: ignored.as_ref(),
+        is_multi,
+        is_explicit: !request.platforms.is_empty(),
+        is_labs,
+    };
+    let finder = Finder::new(request, resolver, progress, is_multi);
+    let mut graph = Graph::default();
+    let images = lower(shared, platforms, &finder, config, findings, &mut graph).await?;
+    if request.purpose == Purpose::Build {
+        findings.check()?;
+    }
+    let (images, epochs): (Vec<_>, Vec<_>) = images.into_iter().unzip();
+    Ok(Plan {
+        graph,
+        images,
+        warnings: Vec::new(),
+        epoch: epochs.into_iter().flatten().next(),
+        is_multi_platform: is_multi || is_set(request, "BUILDKIT_MULTI_PLATFORM"),
+    })
+}
+
+/// Evaluates the file for each platform. Only the first one reports findings: the others would repeat them.
+async fn lower(
+    shared: Shared<'_>,
+    platforms: Vec<Platform>,
+    finder: &Finder<'_>,
+    config: CheckConfig,
+    findings: &mut Findings,
+    graph: &mut Graph,
+) -> Result<Vec<(PlannedImage, Option<i64>)>, PlanError> {
+    let mut first = Some(findings);
+    let tasks = platforms.into_iter().map(|platform| {
+        let reported = first.take();
+        let mut closed = Findings::new(config.clone());
+        closed.close();
+        async move {
+            match reported {
+                Some(findings) => {
+                    Target::prepare(shared, platform, finder, findings).await.map(|it| (it, Some(findings), closed))
+                }
+                None => Target::prepare(shared, platform, finder, &mut closed).await.map(|it| (it, None, closed)),
+            }
+        }
+    });
+    let mut images = Vec::new();
+    for (target, reported, mut closed) in try_join_all(tasks).await? {
+        let image = target.evaluate(graph, reported.unwrap_or(&mut closed))?;
+        images.push((image, target.epoch));
+    }
+    Ok(images)
+}
+
+/// Refuses files that ask for another front end than ours. Returns whether experimental instructions are on.
+fn check_front_end(request: &PlanRequest) -> Result<bool, PlanError> {
+    let argument = request.build_args.get("BUILDKIT_SYNTAX").filter(|value| !value.is_empty());
+    let directive = parser::directive::detect(&request.dockerfile.text).0;
+    let (reference, lines, prefix) = match (argument, directive) {
+        (Some(value), _) => {
+            let reference = value.split(' ').next().unwrap_or_default().to_owned();
+            let prefix = format!("failed with build-arg:BUILDKIT_SYNTAX = {value}: ");
+            (reference, None, prefix)
+        }
+        (None, Some(syntax)) => (syntax.reference, syntax.lines, String::new()),
+        (None, None) => return Ok(false),
+    };
+    if parser::directive::is_builtin_frontend(&reference) {
+        let tag = reference.split(':').nth(1).unwrap_or_default();
+        return Ok(tag == "labs" || tag.ends_with("-labs"));
+    }
+    let fault = PlanError::input(format!("{prefix}the front end {reference} is not supported"))
+        .help("only Dockerfiles can be built: `docker/dockerfile` is built in, others cannot be loaded");
+    Err(match lines {
+        Some(lines) => fault.at(lines),
+        None => fault,
+    })
+}
+
+/// Which rules are wanted: a build argument, or the directive.
+fn check_config(request: &PlanRequest) -> Result<CheckConfig, PlanError> {
+    let directive = parser::directive::detect(&request.dockerfile.text).1;
+    let value = match request.build_args.get("BUILDKIT_DOCKERFILE_CHECK") {
+        Some(value) => Some(value.clone()),
+        None => directive.map(|directive| directive.value),
+    };
+    let parsed = value.map(|value| CheckConfig::parse(&value)).transpose();
+    Ok(parsed.map_err(|error| PlanError::input(error.to_string()))?.unwrap_or_default())
+}
+
+/// The platforms to build for, normalised, each once.
+fn platforms(request: &PlanRequest, findings: &mut Findings) -> Vec<Platform> {
+    let mut list: Vec<Platform> = Vec::new();
+    for platform in &request.platforms {
+        let platform = platform.normalized();
+        if list.contains(&platform) {
+            let message = format!("Duplicate platform result requested \"{platform}\"");
+            findings.note(Warning { rule: "", description: "", url: "", message, location: None });
+        } else {
+            list.push(platform);
+        }
+    }
+    if list.is_empty() {
+        list.push(request.build_platform.clone());
+    }
+    list
+}
+
+fn is_set(request: &PlanRequest, name: &str) -> bool {
+    request.build_args.get(name).and_then(|value| parser::go::parse_bool(value)).unwrap_or(false)
+}
