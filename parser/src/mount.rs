@@ -218,6 +218,15 @@ pub fn check_syntax(raw: &str) -> Result<(), MountError> {
     Ok(())
 }
 
+/// What a mount takes its files from: the last `from`, as written. Looks at nothing else, so that it can be asked before
+/// values are known. `None` for what is no CSV.
+pub fn from_of(raw: &str) -> Option<String> {
+    let fields = csv::fields(raw).ok()?;
+    let pairs = fields.iter().filter_map(|field| field.split_once('='));
+    let values = pairs.filter(|(key, _)| key.eq_ignore_ascii_case("from")).map(|(_, value)| value);
+    values.last().map(str::to_owned).and_then(non_empty)
+}
+
 /// Parses a mount. `expand` is called for every value except that of `from`, in order.
 ///
 /// Fields are handled left to right; the last of a repeated key counts. `required` and `size` look at the type as known so
@@ -414,6 +423,20 @@ mod tests {
 
     fn some(text: &str) -> Option<String> {
         Some(text.to_owned())
+    }
+
+    #[test]
+    fn sources_are_known_before_anything_else() {
+        let table = [
+            ("type=bind,from=stage,target=/x", some("stage")),
+            ("type=$T,nonsense=1,From=a,from=B", some("B")),
+            ("target=/x", None),
+            ("from=,target=/x", None),
+            ("a\"b", None),
+        ];
+        for (raw, want) in table {
+            assert_eq!(from_of(raw), want, "{raw}");
+        }
     }
 
     #[test]

@@ -30,6 +30,10 @@ impl Mode {
         Self { escape, quotes: true, raw_quotes: false, raw_escapes: false, keep_unset: false, join_heredoc: false }
     }
 
+    pub(super) fn display(escape: char) -> Self {
+        Self { raw_quotes: true, keep_unset: true, ..Self::word(escape) }
+    }
+
     pub(super) fn heredoc_body() -> Self {
         Self { quotes: false, ..Self::word('\\') }
     }

@@ -154,6 +154,15 @@ impl Expander {
         engine::run(word, env, engine::Mode::word(self.escape)).map(engine::Output::into_words)
     }
 
+    /// Expands a command line for people to read: quotes stay, and so do variables that are not set.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::process_word`].
+    pub fn process_display(&self, text: &str, env: &dyn Lookup) -> Result<Expanded, ExpandError> {
+        engine::run(text, env, engine::Mode::display(self.escape)).map(engine::Output::into_text)
+    }
+
     /// Expands the body of an unquoted heredoc: quotes are ordinary characters and the escape is always a backslash.
     /// Bytes that are not UTF-8 become U+FFFD.
     ///

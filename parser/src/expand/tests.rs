@@ -351,3 +351,15 @@ proptest! {
         prop_assert_eq!(got.text, value.replace(&needle, "-"));
     }
 }
+
+#[test]
+fn for_display_quotes_and_unset_variables_stay() {
+    let env = env(&[("SET", "v"), ("TOKEN", "****")]);
+    let table = [
+        (r#"RUN echo $TOKEN ${SET} "$SET" '$SET' $NOT"#, r#"RUN echo **** v "v" '$SET' $NOT"#),
+        ("RUN a   b ${NOT:-x}", "RUN a   b ${NOT:-x}"),
+    ];
+    for (text, want) in table {
+        assert_eq!(Expander::new('\\').process_display(text, &env).unwrap().text, want);
+    }
+}
