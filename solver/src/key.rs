@@ -232,13 +232,13 @@ fn walk_mount<'a>(mount: &Mount, answers: &mut impl Iterator<Item = &'a Answer>,
         // Where in the source a bind comes from is in the digest of what is there.
         MountKind::Bind { input, source, read_only } => {
             sink.add(Tag::Mount, target, Value::Named(target, "bind"));
-            walk_source(input.is_some(), Selection::Path(source), answers, sink);
+            walk_source(target, input.is_some(), Selection::Path(source), answers, sink);
             sink.add(Tag::MountReadOnly, target, Value::Flag(*read_only));
         }
         // Which directory persists, and what is in it by now, is exactly what must not count.
         MountKind::Cache { id: _, sharing: _, input, source, uid, gid, mode, read_only } => {
             sink.add(Tag::Mount, target, Value::Named(target, "cache"));
-            walk_source(input.is_some(), Selection::Path(source), answers, sink);
+            walk_source(target, input.is_some(), Selection::Path(source), answers, sink);
             walk_mount_owner(target, *uid, *gid, *mode, sink);
             sink.add(Tag::MountReadOnly, target, Value::Flag(*read_only));
         }
@@ -274,6 +274,7 @@ fn walk_mount_owner(target: &str, uid: u32, gid: u32, mode: u32, sink: &mut dyn 
 
 /// Files taken from an input: what they are, or (in a definition key) which layers they are picked from and how.
 fn walk_source<'a>(
+    label: &str,
     has_input: bool,
     selection: Selection<'_>,
     answers: &mut impl Iterator<Item = &'a Answer>,
@@ -284,16 +285,16 @@ fn walk_source<'a>(
         Selection::Path(path) => path,
     };
     if !has_input {
-        sink.add(Tag::NoSource, source, Value::Flag(true));
+        sink.add(Tag::NoSource, label, Value::Flag(true));
         return;
     }
     match answers.next().expect("the caller answered every one of `questions`") {
-        Answer::Content(content) => sink.add(Tag::Files, source, Value::Content(content)),
+        Answer::Content(content) => sink.add(Tag::Files, label, Value::Content(content)),
         Answer::Layers(chain) => {
-            sink.add(Tag::SourcePath, source, Value::Text(source));
-            sink.add(Tag::SourceCount, source, Value::Number(chain.layers().len() as i64));
+            sink.add(Tag::SourcePath, label, Value::Text(source));
+            sink.add(Tag::SourceCount, label, Value::Number(chain.layers().len() as i64));
             for layer in chain.layers() {
-                sink.add(Tag::SourceLayer, source, Value::Content(&layer.content));
+                sink.add(Tag::SourceLayer, label, Value::Content(&layer.content));
             }
         }
     }
@@ -324,7 +325,7 @@ fn walk_copy<'a>(copy: &CopyAction, answers: &mut impl Iterator<Item = &'a Answe
     }
     sink.add(Tag::Wildcard, source, Value::Flag(*wildcard));
     sink.add(Tag::Excludes, source, Value::Texts(excludes));
-    walk_source(input.is_some(), Selection::Copy(selection), answers, sink);
+    walk_source(source, input.is_some(), Selection::Copy(selection), answers, sink);
     walk_owner(owner.as_ref(), sink);
     walk_mode(mode.as_ref(), sink);
     let unpack = match unpack {
@@ -400,7 +401,7 @@ fn walk_http(http: &HttpOp, probe: Option<&str>, sink: &mut dyn Sink) {
 fn walk_git(git: &GitOp, commit: Option<&str>, sink: &mut dyn Sink) {
     // The expected checksum is compared with the commit whenever the source is probed.
     let GitOp { remote, reference, subdir, checksum: _, keep_git_dir, submodules, commit_times } = git;
-    sink.add(Tag::GitCommit, remote, Value::Text(commit.unwrap_or("")));
+    sink.add(Tag::GitCommit, "", Value::Text(commit.unwrap_or("")));
     sink.add(Tag::GitSubdir, "", Value::Text(subdir.as_deref().unwrap_or("")));
     sink.add(Tag::GitKeepDir, "", Value::Flag(*keep_git_dir));
     if *keep_git_dir {

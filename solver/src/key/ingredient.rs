@@ -1,5 +1,7 @@
 //! The two sinks of the walk, and what passes through it.
 
+use std::borrow::Cow;
+
 use cache::{ContentDigest, Key};
 use serde::{Deserialize, Serialize};
 
@@ -151,7 +153,7 @@ impl Tag {
             Self::HttpChecksum => (81, "--checksum"),
             Self::HttpUrl => (82, "URL"),
             Self::HttpProbe => (83, "content of"),
-            Self::GitCommit => (90, "commit of"),
+            Self::GitCommit => (90, "commit"),
             Self::GitSubdir => (91, "subdirectory"),
             Self::GitKeepDir => (92, "--keep-git-dir"),
             Self::GitRemote => (93, "git remote"),
@@ -272,7 +274,7 @@ impl Sink for Listing {
                 format!("(hidden, {})", short_digest(text.as_bytes()))
             }
             Value::Named(_, text) => shorten(text),
-            Value::Texts(texts) => shorten(&texts.join(" ")),
+            Value::Texts(texts) => shorten(&texts.iter().map(|text| quote(text)).collect::<Vec<_>>().join(" ")),
             Value::Bytes(bytes) => match std::str::from_utf8(bytes) {
                 Ok(text) if tag != Tag::HttpChecksum => shorten(text),
                 _ => oci::digest::hex(&bytes[..bytes.len().min(32)]),
@@ -289,6 +291,12 @@ fn sounds_secret(variable: &str) -> bool {
     ["secret", "token", "passw", "credential", "auth", "apikey", "_key", "pword"]
         .iter()
         .any(|word| variable.contains(word))
+}
+
+/// A word as a shell would want it, so that words with blanks in them can be told from several words.
+fn quote(word: &str) -> Cow<'_, str> {
+    let is_plain = !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || c == '\'');
+    if is_plain { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")).into() }
 }
 
 fn shorten(text: &str) -> String {

@@ -133,8 +133,15 @@ fn check<T: Clone>(start: &T, wrap: fn(T) -> Op, edits: &[Edit<T>]) {
         let after = key_of(&op);
         assert_eq!(after != before, *counts, "{name}");
         assert!(!*counts || seen.insert(after.0), "{name} has the key of another edit");
-        let differ = ingredients(&op, &facts(&op)) != ingredients(&wrap(start.clone()), &facts(&wrap(start.clone())));
-        assert_eq!(differ, *counts, "{name}: what is explained is not what is hashed");
+        let (old, new) = (wrap(start.clone()), op);
+        let (old, new) = (ingredients(&old, &facts(&old)), ingredients(&new, &facts(&new)));
+        if *counts {
+            assert_ne!(old, new, "{name}: what is hashed is not explained");
+        } else {
+            // Labels do not count, and may differ.
+            let values = |list: &[Ingredient]| list.iter().map(|one| one.value.clone()).collect::<Vec<_>>();
+            assert_eq!(values(&old), values(&new), "{name}: what is explained is not hashed");
+        }
     }
 }
 
@@ -528,7 +535,7 @@ fn ingredients_name_what_people_know() {
     assert_eq!(value("variable VERSION"), "1");
     assert_eq!(value("base image"), oci::digest::hex(&[1; 32]));
     assert_eq!(value("parent layer 1"), oci::digest::hex(&[2; 32]));
-    assert_eq!(value("files /from"), oci::digest::hex(&[9; 32]));
+    assert_eq!(value("files /b"), oci::digest::hex(&[9; 32]));
     assert_eq!(value("mount /c"), "cache");
     assert!(value("variable API_TOKEN").starts_with("(hidden, "));
     assert!(value("script x").len() < 1200, "long values are cut");
@@ -540,7 +547,7 @@ fn the_encoding_is_stable() {
     let run = Op::Run(Box::new(run()));
     let file = with_action(FileAction::Copy(copy()));
     let keys = [key_of(&run), key_of(&file)].map(|key| oci::digest::hex(&key.0[..8]));
-    assert_eq!(keys, ["", ""]);
+    assert_eq!(keys, ["0f3e30b44d12b5dc", "899b30e2c322ba49"]);
 }
 
 proptest::proptest! {

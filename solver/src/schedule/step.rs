@@ -144,50 +144,64 @@ pub(super) async fn perform(shared: Arc<Shared>, performance: Performance) -> Ev
 
 async fn perform_locked(shared: &Shared, performance: Performance) -> Result<(Layer, Outcome), OpError> {
     let Performance { subject, lookup, needs_tree, name, slot, step } = performance;
-    // Builds that ignore the cache all do their own work, so there is nothing to wait for.
-    let lock = if subject.ignore_cache { None } else { Some(lock(shared, lookup.key, &step).await?) };
-    if !subject.ignore_cache
-        && let Some(layer) = find(&shared.store, lookup.key, &step).await
-    {
-        return Ok((layer, Outcome::Cached));
-    }
-    let ingredients = key::ingredients(&subject.op, &lookup.facts);
-    step.miss(miss_reason(shared, &subject, &lookup, &slot, &ingredients).await);
+    let Subject { op, inputs, ignore_cache, .. } = subject;
+    let ingredients = Arc::new(key::ingredients(&op, &lookup.facts));
+    let lock = if ignore_cache {
+        // Builds that ignore the cache all do their own work, so there is nothing to wait for.
+        step.miss("the cache is ignored");
+        None
+    } else {
+        let claim = Claim { key: lookup.key, slot: slot.clone(), ingredients: ingredients.clone() };
+        match claim_key(shared, claim, &step).await? {
+            Claimed::Found(layer) => return Ok((layer, Outcome::Cached)),
+            Claimed::Ours(lock, reason) => {
+                step.miss(reason);
+                Some(lock)
+            }
+        }
+    };
 
     let permit = shared.unless_cancelled(async { Ok(shared.permits.clone().acquire_owned().await) }).await?;
     let began = Instant::now();
-    let work = Work {
-        op: subject.op,
-        key: lookup.key,
-        inputs: subject.inputs,
-        needs_tree,
-        ignore_cache: subject.ignore_cache,
-        step: step.clone(),
-        cancel: shared.cancel.clone(),
-    };
+    let (key, cancel) = (lookup.key, shared.cancel.clone());
+    let work = Work { op, key, inputs, needs_tree, ignore_cache, step: step.clone(), cancel };
     let layer = shared.executor.perform(work).await?.layer;
     drop(permit);
 
-    let ingredients = serde_json::to_string(&ingredients).expect("ingredients are pairs of strings");
-    let record = NewRecord { key: lookup.key, layer: layer.id.clone(), ingredients, name, slot, cost: began.elapsed() };
+    let ingredients = serde_json::to_string(&*ingredients).expect("ingredients are pairs of strings");
+    let record = NewRecord { key, layer: layer.id.clone(), ingredients, name, slot, cost: began.elapsed() };
     let alias = lookup.definition.map(|definition| alias_record(definition, &layer));
     put(&shared.store, [record].into_iter().chain(alias).collect(), lock, &step).await;
     Ok((layer, Outcome::Done))
 }
 
-/// Takes the lock of a key, waiting for whoever works on it.
-async fn lock(shared: &Shared, key: Key, step: &Step) -> Result<StoreLock, OpError> {
+/// A key that a step wants to work on.
+#[derive(Clone)]
+struct Claim {
+    key: Key,
+    slot: String,
+    ingredients: Arc<Vec<Ingredient>>,
+}
+
+enum Claimed {
+    /// Somebody else has made the result meanwhile.
+    Found(Layer),
+    /// The step is ours to perform: the lock, and why there is no record, in half a line.
+    Ours(StoreLock, String),
+}
+
+/// Takes the lock of a key, waiting for whoever works on it, and looks whether they have left a result.
+async fn claim_key(shared: &Shared, claim: Claim, step: &Step) -> Result<Claimed, OpError> {
     const WAITING: &str = "waiting for another build of this step";
-    let lock_name = format!("key-{}", oci::digest::hex(&key.0));
     let mut pause = LOCK_PAUSE.0;
     let mut has_waited = false;
     loop {
-        let (store, name) = (shared.store.clone(), lock_name.clone());
-        if let Some(lock) = blocking(move || store.try_lock(&name)).await? {
+        let (store, claim) = (shared.store.clone(), claim.clone());
+        if let Some(claimed) = blocking(move || try_claim(&store, &claim)).await? {
             if has_waited {
                 step.status(WAITING, 0, 0, true);
             }
-            return Ok(lock);
+            return Ok(claimed);
         }
         if !has_waited {
             step.status(WAITING, 0, 0, false);
@@ -196,6 +210,16 @@ async fn lock(shared: &Shared, key: Key, step: &Step) -> Result<StoreLock, OpErr
         shared.unless_cancelled(async { Ok(tokio::time::sleep(pause).await) }).await?;
         pause = (pause * 2).min(LOCK_PAUSE.1);
     }
+}
+
+/// `None` while somebody else has the lock.
+fn try_claim(store: &Store, claim: &Claim) -> cache::Result<Option<Claimed>> {
+    let Some(lock) = store.try_lock(&format!("key-{}", oci::digest::hex(&claim.key.0)))? else { return Ok(None) };
+    // A store that cannot answer makes a build slow, not impossible; the look-up before this one has said so.
+    if let Ok(Some(record)) = store.find_record(&claim.key) {
+        return Ok(Some(Claimed::Found(record.layer.layer)));
+    }
+    Ok(Some(Claimed::Ours(lock, miss_reason(store, claim))))
 }
 
 /// The recorded layer. A store that cannot answer makes a build slow, not impossible.
@@ -236,20 +260,10 @@ fn alias_record(key: Key, layer: &Layer) -> NewRecord {
 }
 
 /// Why there is no record, in half a line.
-async fn miss_reason(
-    shared: &Shared,
-    subject: &Subject,
-    lookup: &Lookup,
-    slot: &str,
-    ingredients: &[Ingredient],
-) -> String {
-    if subject.ignore_cache {
-        return "the cache is ignored".to_owned();
-    }
-    let (store, slot) = (shared.store.clone(), slot.to_owned());
-    let earlier = blocking(move || if slot.is_empty() { Ok(None) } else { store.latest_of_slot(&slot) }).await;
+fn miss_reason(store: &Store, claim: &Claim) -> String {
+    let earlier = if claim.slot.is_empty() { Ok(None) } else { store.latest_of_slot(&claim.slot) };
     match earlier {
-        Ok(Some(earlier)) => compare(&earlier, lookup.key, ingredients),
+        Ok(Some(earlier)) => compare(&earlier, claim.key, &claim.ingredients),
         Ok(None) => "not built here before".to_owned(),
         Err(error) => format!("the cache cannot be read: {error}"),
     }
