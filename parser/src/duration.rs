@@ -80,18 +80,14 @@ fn digits(text: &str) -> (&str, &str) {
 
 /// `whole.fraction` units of `unit_ns`; `None` when that is out of range.
 fn amount(whole: &str, fraction: &str, unit_ns: i128) -> Option<i128> {
-    let whole = if whole.is_empty() { 0 } else { whole.parse::<i64>().ok()? };
-    let mut ns = i128::from(whole) * unit_ns;
-    let mut scale = unit_ns;
-    let mut tail: i128 = 0;
-    let mut divisor: i128 = 1;
-    // The largest unit has 13 digits of nanoseconds; what comes behind does not count.
+    let whole = if whole.is_empty() { 0 } else { whole.parse::<u64>().ok()? };
+    let (mut tail, mut divisor) = (0_i128, 1_i128);
+    // The largest unit has 13 digits of nanoseconds; what comes far behind does not count.
     for digit in fraction.bytes().take(18) {
         divisor *= 10;
         tail = tail * 10 + i128::from(digit - b'0');
     }
-    scale = tail * scale / divisor;
-    ns += scale;
+    let ns = i128::from(whole) * unit_ns + tail * unit_ns / divisor;
     (ns <= i128::from(i64::MAX) + 1).then_some(ns)
 }
 

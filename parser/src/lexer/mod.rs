@@ -58,6 +58,7 @@ pub(crate) struct Lexed {
     pub(crate) lines: Vec<LogicalLine>,
     /// Faults of single lines, in source order.
     pub(crate) faults: Vec<ParseError>,
+    /// At least 1.
     pub(crate) n_physical_lines: u32,
 }
 
@@ -76,7 +77,7 @@ pub(crate) fn lex(text: &[u8]) -> Result<Lexed, Vec<ParseError>> {
     };
     let result = lexer.run();
     let mut lexed = lexer.lexed;
-    lexed.n_physical_lines = lexer.physical.number();
+    lexed.n_physical_lines = lexer.physical.number().max(1);
     match result {
         Ok(()) => Ok(lexed),
         Err(fatal) => {
