@@ -238,7 +238,7 @@ pub(super) fn is_opaque(dir: &OwnedFd, path: &Path) -> Result<bool> {
 /// A path by which xattr calls, which have no `at` form, reach one name in an open directory: `/proc/self/fd/N/name`.
 /// The prefix is a kernel link to the handle itself and `name` is one component, so it cannot lead elsewhere.
 pub(crate) fn handle_path(dir: impl AsFd, name: &OsStr) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd())).join(name)
+    fd_path(dir).join(name)
 }
 
 /// One xattr of `name` in `dir`, links not followed; `None` when it is not there or the file system has no xattrs.
@@ -297,4 +297,9 @@ fn xattr_at(path: &Path, name: &OsStr) -> Result<Option<Vec<u8>>, Errno> {
             Err(e) => return Err(e),
         }
     }
+}
+
+/// The path by which the kernel reaches an open handle.
+pub(crate) fn fd_path(fd: impl AsFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()))
 }

@@ -10,6 +10,7 @@
 
 mod dir;
 mod error;
+mod lower;
 mod node;
 pub mod passwd;
 pub mod resolve;
@@ -22,7 +23,9 @@ use std::sync::Arc;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 pub use dir::DirView;
+pub(crate) use dir::{fd_path, handle_path};
 pub use error::ViewError;
+pub use lower::Below;
 pub use node::{Metadata, Node, NodeKind};
 pub use resolve::Resolved;
 
@@ -61,6 +64,12 @@ impl RootView {
         }
         let root = DirView::new(layers.clone(), PathBuf::from("/"), parts);
         Ok(Self { layers, root })
+    }
+
+    /// An empty root: a stack of no trees.
+    pub fn empty() -> Self {
+        let layers: Arc<[PathBuf]> = Arc::new([]);
+        Self { root: DirView::new(layers.clone(), PathBuf::from("/"), Vec::new()), layers }
     }
 
     /// The trees, base first.

@@ -165,9 +165,11 @@ impl Accounts {
         let gid = match &owner.group {
             None => primary,
             Some(Principal::Id(gid)) => *gid,
-            Some(Principal::Name(name)) => {
-                self.groups().find(|group| group.name == *name).map_or(primary, |group| group.gid)
-            }
+            Some(Principal::Name(name)) => match self.groups().find(|group| group.name == *name) {
+                Some(group) => group.gid,
+                None if name == "root" => 0,
+                None => primary,
+            },
         };
         (uid, gid)
     }
@@ -275,6 +277,7 @@ mod tests {
             (name("ghost"), None, (0, 0)),
             (name("ghost"), Some(name("staff")), (0, 50)),
             (Principal::Id(3), Some(name("wheel")), (3, 10)),
+            (Principal::Id(3), Some(name("root")), (3, 0)),
         ];
         for (user, group, want) in cases {
             let owner = Owner { user, group };

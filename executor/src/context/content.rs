@@ -1,0 +1,242 @@
+//! The content of context files: read once, remembered by an index, never taken from a file that is being written.
+//!
+//! A file's state is identified by its [`Stamp`]. Kernel times advance in ticks, so a file that is written twice within
+//! one tick can change without changing its stamp; a stamp is therefore trusted only when it is older than a tick at the
+//! moment of reading (as git does with its index). All others are read again by the next build, and a copy compares
+//! their bytes with the digest that went into the key.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cache::StatKey;
+use rayon::prelude::*;
+use rustix::fs::{Stat, fstat};
+
+use super::source::OpenedFile;
+use super::{ContextDir, ContextError, Entry, LocalContext, Result};
+use crate::view::{NodeKind, ViewError};
+
+/// A file that keeps changing is given up after so many attempts.
+const MAX_ATTEMPTS: usize = 4;
+/// Longest tick of a kernel clock that has nanosecond time stamps (100 Hz), doubled.
+const FINE_TICK: Duration = Duration::from_millis(20);
+/// Longest tick of a file system that keeps whole seconds (or even ones, FAT), plus some clock skew of a server.
+const COARSE_TICK: Duration = Duration::from_secs(3);
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// What identifies the state of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// Number of bytes.
+    pub size_bytes: u64,
+    /// Modification time, whole seconds since the epoch.
+    pub mtime_s: i64,
+    /// Time of the last change of content or metadata, whole seconds since the epoch.
+    pub ctime_s: i64,
+    /// Nanoseconds of the modification time.
+    pub mtime_ns: u32,
+    /// Nanoseconds of the change time.
+    pub ctime_ns: u32,
+    /// Inode number.
+    pub inode: u64,
+    /// Device.
+    pub device: u64,
+}
+
+/// What was read of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileContent {
+    /// BLAKE3 of its bytes.
+    pub digest: [u8; 32],
+    /// Whether a change after the reading might leave the stamp as it is.
+    pub is_racy: bool,
+    /// When the reading began: nanoseconds since the epoch.
+    pub read_at_ns: i64,
+    /// The stamp of what was read, when the file had changed since its directory was read.
+    pub newer_stamp: Option<Stamp>,
+}
+
+impl Stamp {
+    /// The stamp that a `stat` shows.
+    pub fn of_stat(stat: &Stat) -> Self {
+        Self {
+            size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
+            mtime_s: stat.st_mtime,
+            ctime_s: stat.st_ctime,
+            mtime_ns: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+            ctime_ns: u32::try_from(stat.st_ctime_nsec).unwrap_or(0),
+            inode: stat.st_ino,
+            device: stat.st_dev,
+        }
+    }
+
+    /// The same facts as the index wants them.
+    pub(super) fn key(&self, entry: &Entry) -> StatKey {
+        let join = |seconds: i64, nanoseconds: u32| seconds.saturating_mul(1_000_000_000) + i64::from(nanoseconds);
+        StatKey {
+            dev: self.device,
+            inode: self.inode,
+            size_bytes: self.size_bytes,
+            mtime_ns: join(self.mtime_s, self.mtime_ns),
+            ctime_ns: join(self.ctime_s, self.ctime_ns),
+            mode: entry.node().meta.mode,
+        }
+    }
+
+    /// Whether a change at `now` might not show in the stamp.
+    ///
+    /// Only the change time counts, because nobody can set it. One in the future means that the clocks disagree.
+    pub fn is_racy(&self, now: SystemTime) -> bool {
+        let tick = if self.ctime_ns == 0 { COARSE_TICK } else { FINE_TICK };
+        let Ok(seconds) = u64::try_from(self.ctime_s) else { return false };
+        let changed = UNIX_EPOCH + Duration::new(seconds, self.ctime_ns.min(999_999_999));
+        now.duration_since(changed).is_ok_and(|age| age < tick) || changed > now
+    }
+}
+
+/// Makes sure that the content of the given files is known: from the index where the stamp is the same, else by reading,
+/// on all cores.
+///
+/// # Errors
+/// [`ContextError::Changed`] for a file that does not hold still, and I/O errors.
+pub(super) fn ensure_contents(context: &LocalContext, files: &[(&ContextDir, &OsStr)]) -> Result<()> {
+    let n_read = files
+        .par_iter()
+        .with_min_len(16)
+        .map(|(dir, name)| ensure_content(context, dir, name))
+        .try_fold(|| 0, |n_read, was_read| was_read.map(|was_read| n_read + usize::from(was_read)))
+        .try_reduce(|| 0, |a, b| Ok(a + b))?;
+    if n_read > 0 {
+        context.save_index();
+    }
+    Ok(())
+}
+
+/// Learns the content of one file; `true` when it had to be read.
+fn ensure_content(context: &LocalContext, dir: &ContextDir, name: &OsStr) -> Result<bool> {
+    let Some(entry) = dir.entry(name).filter(|entry| entry.kind() == NodeKind::File) else { return Ok(false) };
+    if entry.content().is_some() {
+        return Ok(false);
+    }
+    let path = dir.path().join(name);
+    let scanned = entry.stamp();
+    if let Some(digest) = context.index().and_then(|index| index.lookup(&path, &scanned.key(entry))) {
+        let read_at_ns = context.opened_at_ns();
+        entry.set_content(FileContent { digest, is_racy: false, read_at_ns, newer_stamp: None });
+        return Ok(false);
+    }
+    let (stamp, mut content) = read_settled(context, dir, name, &path)?;
+    content.newer_stamp = (stamp != scanned).then_some(stamp);
+    entry.set_content(content);
+    Ok(true)
+}
+
+/// Opens a context file for a copy and says what must come out.
+///
+/// When the stamp is still that of the scan (or of the reading) and was not racy, the bytes are proven; else they must be
+/// compared with the digest that went into the key, if there is one.
+pub(super) fn open_checked(context: &LocalContext, dir: &ContextDir, name: &OsStr) -> Result<OpenedFile> {
+    let path = dir.path().join(name);
+    let changed = || ContextError::Changed { path: path.clone() };
+    let entry = dir.entry(name).ok_or_else(changed)?;
+    let file = context.open_file(dir, name)?;
+    let stat = fstat(&file).map_err(|e| ViewError::io("stat", context.host_path(&path), e))?;
+    let stamp = Stamp::of_stat(&stat);
+    let is_same = stamp == entry.stamp();
+    let digest = entry.content().map(|content| content.digest);
+    let is_proven = is_same && entry.content().is_none_or(|content| !content.is_racy);
+    if digest.is_none() && !is_same {
+        return Err(changed());
+    }
+    if stamp.size_bytes != entry.stamp().size_bytes || NodeKind::of_mode(stat.st_mode) != NodeKind::File {
+        return Err(changed());
+    }
+    Ok(OpenedFile { file, stamp: Some(stamp), digest, is_proven })
+}
+
+/// Reads a file until its stamp is the same before and after.
+fn read_settled(context: &LocalContext, dir: &ContextDir, name: &OsStr, path: &Path) -> Result<(Stamp, FileContent)> {
+    let io = |operation, source: io::Error| ViewError::io(operation, context.host_path(path), source);
+    let mut file = context.open_file(dir, name)?;
+    for attempt in 0..MAX_ATTEMPTS {
+        if attempt > 0 {
+            // Opened anew: editors replace files by renaming.
+            file = context.open_file(dir, name)?;
+        }
+        let before_reading = SystemTime::now();
+        let before = fstat(&file).map_err(|e| io("stat", e.into()))?;
+        if NodeKind::of_mode(before.st_mode) != NodeKind::File {
+            break;
+        }
+        let before = Stamp::of_stat(&before);
+        let (digest, _) = hash_reader(&mut file).map_err(|e| io("read", e))?;
+        let after = fstat(&file).map_err(|e| io("stat", e.into()))?;
+        if Stamp::of_stat(&after) == before {
+            let is_racy = before.is_racy(before_reading);
+            let read_at_ns = nanoseconds(before_reading);
+            return Ok((before, FileContent { digest, is_racy, read_at_ns, newer_stamp: None }));
+        }
+    }
+    Err(ContextError::Changed { path: path.to_owned() })
+}
+
+/// Nanoseconds since the epoch.
+pub(super) fn nanoseconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// BLAKE3 of everything that is left in `file`, and how much that was.
+pub(super) fn hash_reader(file: &mut File) -> io::Result<([u8; 32], u64)> {
+    thread_local! {
+        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    let mut hasher = blake3::Hasher::new();
+    // Not a mapping: reading beyond the end of a file that was truncated meanwhile would kill the process.
+    BUFFER.with_borrow_mut(|buffer| {
+        buffer.resize(BUFFER_BYTES, 0);
+        loop {
+            match file.read(buffer)? {
+                0 => return io::Result::Ok(()),
+                n => hasher.update(&buffer[..n]),
+            };
+        }
+    })?;
+    Ok((*hasher.finalize().as_bytes(), hasher.count()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn young_stamps_are_racy() {
+        let now = UNIX_EPOCH + Duration::new(1_000_000, 500_000_000);
+        let stamp = |ctime_s, ctime_ns| Stamp {
+            size_bytes: 0,
+            mtime_s: 0,
+            ctime_s,
+            mtime_ns: 0,
+            ctime_ns,
+            inode: 1,
+            device: 1,
+        };
+        let cases = [
+            ((1_000_000, 400_000_000), false),
+            ((1_000_000, 490_000_000), true),
+            ((1_000_000, 500_000_000), true),
+            ((1_000_001, 0), true),
+            ((999_999, 0), true),
+            ((999_990, 0), false),
+            ((0, 1), false),
+            ((-5, 1), false),
+        ];
+        for ((s, ns), want) in cases {
+            assert_eq!(stamp(s, ns).is_racy(now), want, "{s}.{ns}");
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! Contexts: directories of the client, read in place.
+//!
+//! A context is never copied. Its directories are read when something asks for them (a copy of `src/` never looks at
+//! `node_modules/`), in parallel, through the ignore rules, and what was read once stays: within one build a context has
+//! one state. Content is read only where a key or a layer needs it; an index that outlives the build spares unchanged
+//! files. Links never lead out of the context.
+//!
+//! Read [`LocalContext`] first. [`source`] puts contexts and root views behind one type, [`select`] says what a copy takes
+//! from either, and [`digest`] what of that counts for keys. Knows nothing of layers or of destinations.
+
+mod content;
+pub mod digest;
+mod dir;
+mod error;
+pub mod filter;
+pub mod glob;
+mod mount;
+mod scan;
+pub mod select;
+pub mod source;
+pub mod walk;
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
+
+use cache::{ContextEntry, ContextIndex, StatKey};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::io::Errno;
+
+pub use content::{FileContent, Stamp};
+pub use dir::{ContextDir, Entry};
+pub use error::ContextError;
+pub use filter::{IgnoreRule, KeepAll, PathFilter};
+pub use mount::{MountSource, materialize_for_mount};
+
+use crate::view::resolve::{self, Child, Last, Resolved, Tree};
+use crate::view::{self, Node, NodeKind, ViewError};
+
+/// The result type of contexts.
+pub type Result<T, E = ContextError> = std::result::Result<T, E>;
+
+/// A directory of the client, as the builder sees it: without what the ignore rules hide, everything owned by root.
+///
+/// Cheap to clone; clones share what was read.
+#[derive(Clone)]
+pub struct LocalContext {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: String,
+    root: PathBuf,
+    fd: OwnedFd,
+    filter: Box<dyn PathFilter>,
+    index: Option<ContextIndex>,
+    /// Nanoseconds since the epoch.
+    opened_at_ns: i64,
+    top: OnceLock<Arc<ContextDir>>,
+    /// Whether the kernel refuses `openat2` (old kernels, some seccomp profiles).
+    stepwise: OnceLock<bool>,
+}
+
+impl LocalContext {
+    /// Opens the directory `root` as the context `name`. Nothing is read yet.
+    ///
+    /// # Errors
+    /// [`ContextError::View`] when `root` cannot be opened.
+    pub fn open(name: &str, root: &Path, filter: Box<dyn PathFilter>, index: Option<ContextIndex>) -> Result<Self> {
+        let opened_at_ns = content::nanoseconds(SystemTime::now());
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = openat(CWD, root, flags, Mode::empty())
+            .map_err(|e| ContextError::View(ViewError::io("open directory", root, e)))?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                name: name.to_owned(),
+                root: root.to_owned(),
+                fd,
+                filter,
+                index,
+                opened_at_ns,
+                top: OnceLock::new(),
+                stepwise: OnceLock::new(),
+            }),
+        })
+    }
+
+    /// The name of the context; `context` is the main one.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// The directory on the host.
+    pub fn root_path(&self) -> &Path {
+        &self.inner.root
+    }
+
+    /// The ignore rules.
+    pub fn filter(&self) -> &dyn PathFilter {
+        &*self.inner.filter
+    }
+
+    /// The top directory; read on the first call.
+    ///
+    /// # Errors
+    /// [`ViewError::Io`].
+    pub fn top(&self) -> view::Result<Arc<ContextDir>> {
+        self.ensure(&self.inner.top, Path::new(""))
+    }
+
+    /// The directory called `name` in `parent`; read on the first call. `None` when it is no directory.
+    ///
+    /// # Errors
+    /// [`ViewError::Io`].
+    pub fn child_dir(&self, parent: &ContextDir, name: &OsStr) -> view::Result<Option<Arc<ContextDir>>> {
+        let Some(entry) = parent.entry(name) else { return Ok(None) };
+        let Some(slot) = parent.child_slot(entry) else { return Ok(None) };
+        self.ensure(slot, &parent.path().join(name)).map(Some)
+    }
+
+    /// Reads everything below `dir`, in parallel, so that a later walk finds it in memory.
+    ///
+    /// # Errors
+    /// [`ViewError::Io`].
+    pub fn read_below(&self, dir: &Arc<ContextDir>) -> view::Result<()> {
+        scan::read_below(self, dir)
+    }
+
+    /// Where `path` leads when every link is followed inside the context.
+    ///
+    /// # Errors
+    /// [`ViewError::TooManyLinks`], [`ViewError::Io`].
+    pub fn resolve(&self, path: &Path) -> view::Result<Resolved<Node>> {
+        resolve::resolve(self, path, Last::Followed)
+    }
+
+    /// Opens something by its path relative to the context; no component may be a link.
+    pub(crate) fn open_beneath(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        if !self.inner.stepwise.get().copied().unwrap_or(false) {
+            let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+            match openat2(&self.inner.fd, path, flags, Mode::empty(), how) {
+                // EAGAIN: a rename elsewhere raced with the lookup; the slower way is not confused by that.
+                Err(Errno::NOSYS | Errno::PERM) => self.inner.stepwise.set(true).unwrap_or(()),
+                Err(Errno::AGAIN) => {}
+                done => return done,
+            }
+        }
+        open_stepwise(&self.inner.fd, path, flags)
+    }
+
+    /// Opens the regular file `name` of `dir` for reading.
+    pub(crate) fn open_file(&self, dir: &ContextDir, name: &OsStr) -> view::Result<File> {
+        let path = dir.path().join(name);
+        // Without NONBLOCK, a file that has become a fifo would block us forever.
+        self.open_beneath(&path, OFlags::RDONLY | OFlags::NONBLOCK)
+            .map(File::from)
+            .map_err(|e| ViewError::io("open", self.host_path(&path), e))
+    }
+
+    pub(crate) fn host_path(&self, relative: &Path) -> PathBuf {
+        self.inner.root.join(relative)
+    }
+
+    fn index(&self) -> Option<&ContextIndex> {
+        self.inner.index.as_ref()
+    }
+
+    fn opened_at_ns(&self) -> i64 {
+        self.inner.opened_at_ns
+    }
+
+    /// Stores what is known of the contents of files for the next build.
+    ///
+    /// A failure costs the next build time and nothing else, so that it is no error.
+    fn save_index(&self) {
+        let (Some(index), Some(top)) = (self.index(), self.inner.top.get()) else { return };
+        let mut known = Vec::new();
+        collect_known(top, &mut known);
+        let entries = known.iter().map(|(path, stat, content)| ContextEntry {
+            path,
+            stat: *stat,
+            content: content.digest,
+            read_at_ns: content.read_at_ns,
+        });
+        if let Err(error) = index.save(entries) {
+            tracing::warn!(context = self.name(), %error, "the index of the context was not saved");
+        }
+    }
+
+    fn ensure(&self, slot: &OnceLock<Arc<ContextDir>>, path: &Path) -> view::Result<Arc<ContextDir>> {
+        if let Some(dir) = slot.get() {
+            return Ok(dir.clone());
+        }
+        let fd = self
+            .open_beneath(path, OFlags::RDONLY | OFlags::DIRECTORY)
+            .map_err(|e| ViewError::io("open directory", self.host_path(path), e))?;
+        let dir = Arc::new(scan::read_dir(self, path, &fd)?);
+        // Two threads may read the same directory at once; the first one's state is the context's.
+        Ok(slot.get_or_init(|| dir).clone())
+    }
+}
+
+impl std::fmt::Debug for LocalContext {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LocalContext").field("name", &self.inner.name).field("root", &self.inner.root).finish()
+    }
+}
+
+impl Tree for LocalContext {
+    type Dir = Arc<ContextDir>;
+    type Node = Node;
+
+    fn root_dir(&self) -> view::Result<(Self::Dir, Option<Node>)> {
+        let top = self.top()?;
+        let node = top.own_node();
+        Ok((top, Some(node)))
+    }
+
+    fn child(&self, dir: &Self::Dir, name: &OsStr) -> view::Result<Child<Self::Dir, Node>> {
+        let Some(entry) = dir.entry(name) else { return Ok(Child::Missing) };
+        let node = entry.node();
+        Ok(match node.kind {
+            NodeKind::Dir => match self.child_dir(dir, name)? {
+                Some(child) => Child::Dir(child, node),
+                None => Child::Missing,
+            },
+            NodeKind::Symlink => Child::Link(scan::read_link(self, dir, name)?, node),
+            _ => Child::Leaf(node),
+        })
+    }
+}
+
+/// Gathers what is known of the files below `dir`.
+fn collect_known<'a>(dir: &'a ContextDir, known: &mut Vec<(PathBuf, StatKey, &'a FileContent)>) {
+    for entry in dir.entries() {
+        if let Some(content) = entry.content() {
+            known.push((dir.path().join(dir.name_of(entry)), entry.stamp().key(entry), content));
+        }
+        if let Some(child) = dir.child_slot(entry).and_then(OnceLock::get) {
+            collect_known(child, known);
+        }
+    }
+}
+
+/// As `openat2` with `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS`, one component after the other. `path` has no `..`.
+fn open_stepwise(root: &OwnedFd, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let step = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return openat(root, ".", flags, Mode::empty());
+    };
+    let mut dir: Option<OwnedFd> = None;
+    for component in parent {
+        let next = match &dir {
+            Some(dir) => openat(dir, component, step, Mode::empty())?,
+            None => openat(root, component, step, Mode::empty())?,
+        };
+        dir = Some(next);
+    }
+    match &dir {
+        Some(dir) => openat(dir, name, flags, Mode::empty()),
+        None => openat(root, name, flags, Mode::empty()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
