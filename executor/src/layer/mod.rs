@@ -1,10 +1,25 @@
-//! Layers between their forms: tree → tar, tar → tree, tar → blobs, and
-//! the digest of a tree's content.
+//! Layers between their forms: tree → tar ([`write_tree`]), tar → blobs ([`LayerSink`]), tar → tree ([`unpack()`]), and
+//! the digest of what a layer contains ([`content_digest`]).
 //!
-//! A *tree* is a directory in overlayfs' own format. Everything here works relative to directory handles, one path
-//! component at a time, because trees and tars may come from strangers. Knows nothing of steps or sandboxes. What lies
-//! below a layer is asked through [`LowerView`].
+//! A *tree* is a directory in overlayfs' own format: a character device 0/0 deletes the name below it, and a directory whose
+//! `trusted.overlay.opaque` (or `user.overlay.opaque`) is `y` hides the directory below. Everything here works relative to
+//! directory handles, one path component at a time, because trees and tars may come from strangers. What lies below a layer
+//! is asked through [`LowerView`]. Knows nothing of steps or sandboxes.
 
+mod content;
+mod dir;
+mod error;
+mod fix_up;
 pub mod lower;
+mod pack;
+mod tree_tar;
+mod unpack;
+mod walk;
 
+pub use content::{ContentFacts, ContentHasher, content_digest};
+pub use error::{Result, TreeError};
+pub use fix_up::fix_up;
 pub use lower::{LowerMeta, LowerView, NothingBelow};
+pub use pack::{LayerSink, PackOptions, Packed, media_type_of};
+pub use tree_tar::write_tree;
+pub use unpack::{DeferredLink, OverlayFlavour, Ownership, UnpackOptions, Unpacked, unpack};
