@@ -122,7 +122,7 @@ fn escape_as_go(json: Vec<u8>) -> Vec<u8> {
     }
     let mut escaped = Vec::with_capacity(json.len() + 64);
     let mut rest = json.as_slice();
-    while let Some(at) = rest.iter().position(|byte| needs_escape(byte)) {
+    while let Some(at) = rest.iter().position(needs_escape) {
         escaped.extend_from_slice(&rest[..at]);
         rest = &rest[at..];
         let (escape, len): (&[u8], usize) = match rest {

@@ -9,6 +9,7 @@ pub mod layer;
 pub mod media_type;
 pub mod platform;
 pub mod reference;
+pub mod registry;
 pub mod time;
 
 pub use digest::{ChainId, DiffId, Digest, Sha256};

@@ -1,0 +1,188 @@
+//! The client: what is shared between all requests of a process.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use reqwest::Url;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::auth::Authenticator;
+use super::error::RegistryError;
+use super::hosts::{Endpoint, Purpose, endpoints};
+use super::options::ClientOptions;
+use super::tls::HttpClients;
+
+/// A client for all registries: pulls and pushes, with one set of connections, tokens and limits.
+///
+/// Cloning is cheap and shares everything but the observer. Dropping a future of the client cancels its request.
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+    observer: Option<Observer>,
+}
+
+struct Shared {
+    options: ClientOptions,
+    http: HttpClients,
+    auth: Authenticator,
+    limits: Mutex<BTreeMap<String, HostLimit>>,
+    /// The scheme that worked, for hosts that may speak several.
+    schemes: Mutex<BTreeMap<String, &'static str>>,
+}
+
+/// Is told what happens besides the bytes; must return quickly.
+pub type Observer = Arc<dyn Fn(&Notice<'_>) + Send + Sync>;
+
+/// Something a person may want to see in a step's log.
+#[derive(Debug)]
+pub enum Notice<'a> {
+    /// A request failed for a passing reason and is sent again after a pause.
+    Retry {
+        /// Why it failed.
+        error: &'a RegistryError,
+        /// The pause.
+        delay: Duration,
+    },
+    /// A mirror or a scheme did not serve; the next one is asked.
+    Fallback {
+        /// Why it did not.
+        error: &'a RegistryError,
+        /// The host that is asked next.
+        next_host: &'a str,
+    },
+    /// A token is fetched.
+    Token {
+        /// The registry host it is for.
+        host: &'a str,
+        /// What it is good for, space-separated.
+        scopes: &'a str,
+    },
+    /// Configured credentials cannot be used; the request goes out without.
+    Credentials {
+        /// The registry host they are for.
+        host: &'a str,
+        /// Why not.
+        reason: &'a str,
+    },
+}
+
+/// Requests in flight for a host. Small documents have a place of their own, so that a manifest never waits for layers.
+#[derive(Clone)]
+struct HostLimit {
+    any: Arc<Semaphore>,
+    small: Arc<Semaphore>,
+}
+
+/// Which places a request may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Slot {
+    /// Manifests, configs, questions.
+    Small,
+    /// Layers.
+    Data,
+}
+
+impl Client {
+    /// Makes a client. Does no I/O; certificates and credentials are read when the first request needs them.
+    pub fn new(options: ClientOptions) -> Self {
+        let auth = Authenticator::new(&options);
+        let shared = Shared {
+            options,
+            http: HttpClients::new(),
+            auth,
+            limits: Mutex::new(BTreeMap::new()),
+            schemes: Mutex::new(BTreeMap::new()),
+        };
+        Self { shared: Arc::new(shared), observer: None }
+    }
+
+    /// The same client with another observer, for instance one that writes to a step's log.
+    #[must_use]
+    pub fn observed_by(&self, observer: Observer) -> Self {
+        Self { shared: self.shared.clone(), observer: Some(observer) }
+    }
+
+    /// What the client was told.
+    pub fn options(&self) -> &ClientOptions {
+        &self.shared.options
+    }
+
+    pub(super) fn auth(&self) -> &Authenticator {
+        &self.shared.auth
+    }
+
+    pub(super) fn notify(&self, notice: &Notice<'_>) {
+        tracing::debug!(?notice, "registry");
+        if let Some(observer) = &self.observer {
+            observer(notice);
+        }
+    }
+
+    /// The connections to a URL that the endpoint led to.
+    pub(super) async fn http_for(&self, url: &Url, endpoint: &Endpoint) -> Result<reqwest::Client, RegistryError> {
+        self.shared.http.client_for(url, &endpoint.host, endpoint.verify, &self.shared.options).await
+    }
+
+    /// The endpoints of a registry in order; for a host whose scheme is known by now, only that one.
+    pub(super) fn endpoints(&self, registry: &str, purpose: Purpose) -> Vec<Endpoint> {
+        let mut list = endpoints(registry, purpose, &self.shared.options);
+        let schemes = self.shared.schemes.lock().unwrap_or_else(PoisonError::into_inner);
+        list.retain(|endpoint| schemes.get(&endpoint.host).is_none_or(|scheme| *scheme == endpoint.scheme));
+        list
+    }
+
+    /// Remembers that the host speaks this scheme.
+    pub(super) fn remember_scheme(&self, endpoint: &Endpoint) {
+        let mut schemes = self.shared.schemes.lock().unwrap_or_else(PoisonError::into_inner);
+        schemes.insert(endpoint.host.clone(), endpoint.scheme);
+    }
+
+    /// Decides whether the next endpoint is asked after `error`; says so if it is.
+    ///
+    /// A mirror may fail in any way. The registry itself is only asked in another scheme when there was no answer.
+    pub(super) fn falls_back(&self, endpoint: &Endpoint, next: Option<&Endpoint>, error: &RegistryError) -> bool {
+        let Some(next) = next else {
+            return false;
+        };
+        let falls_back = match error {
+            RegistryError::Local { .. } => false,
+            _ => endpoint.is_mirror || error.is_unreachable(),
+        };
+        if falls_back {
+            self.notify(&Notice::Fallback { error, next_host: &next.host });
+        }
+        falls_back
+    }
+
+    /// Waits for a place among the requests of the host. Places are given in the order of asking.
+    pub(super) async fn place(&self, host: &str, slot: Slot) -> OwnedSemaphorePermit {
+        let limit = {
+            let mut limits = self.shared.limits.lock().unwrap_or_else(PoisonError::into_inner);
+            let most = self.shared.options.max_requests_per_host.max(1);
+            limits.entry(host.to_owned()).or_insert_with(|| HostLimit::new(most)).clone()
+        };
+        let never_closed = "the semaphores of a host are never closed";
+        match slot {
+            Slot::Data => limit.any.acquire_owned().await.expect(never_closed),
+            Slot::Small => tokio::select! {
+                biased;
+                permit = limit.small.acquire_owned() => permit.expect(never_closed),
+                permit = limit.any.acquire_owned() => permit.expect(never_closed),
+            },
+        }
+    }
+}
+
+impl HostLimit {
+    fn new(most: usize) -> Self {
+        Self { any: Arc::new(Semaphore::new(most)), small: Arc::new(Semaphore::new(1)) }
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("options", &self.shared.options).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,36 @@
+//! The registry client: pulls and pushes by the OCI distribution protocol.
+//!
+//! [`Client`] is the one to read first. It resolves references, reads and writes manifests and blobs, and takes care of
+//! tokens, mirrors, redirects, limits and passing failures. It knows nothing of layers or of what is in a blob, keeps
+//! nothing on disk, and reads no environment: everything comes in by [`ClientOptions`].
+//!
+//! **Invariant:** bytes are never reported as read before their digest has been verified.
+//! **Invariant:** credentials and tokens go to the host that asked for them and to its token server, nowhere else; no
+//! error, log line or `Debug` output holds one.
+//!
+//! Spec: `spec/engine.md` §4.2 and §4.3; OCI distribution-spec 1.1.
+
+mod auth;
+mod challenge;
+mod client;
+mod credentials;
+mod error;
+mod hosts;
+mod options;
+mod pull;
+mod push;
+mod scopes;
+mod select;
+#[cfg(test)]
+mod tests;
+mod tls;
+mod token;
+mod transport;
+
+pub use client::{Client, Notice, Observer};
+pub use error::{Attempt, Operation, RegistryError};
+pub use options::{ClientOptions, Proxies, RetryPolicy};
+pub use pull::{BlobSink, ChannelSink, MAX_MANIFEST_SIZE, Resolved};
+pub use push::{BlobReader, Pushed};
+pub use select::select_platform;
+pub use tls::install_crypto_provider;

@@ -1,0 +1,125 @@
+//! Everything that a client is told from outside. It reads no environment variable and no home directory by itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How a [`Client`](super::Client) reaches registries. Hosts are written as in references: `host[:port]`.
+#[derive(Clone, Debug)]
+pub struct ClientOptions {
+    /// Sent with every request.
+    pub user_agent: String,
+    /// Directory of Docker's `config.json`.
+    pub docker_config_dir: Option<PathBuf>,
+    /// Credential files in the same format (podman's `auth.json`), asked in order before `config.json`.
+    pub auth_files: Vec<PathBuf>,
+    /// Directories with one directory `HOST[:PORT]` a registry: `*.crt` are CAs, `X.cert` pairs with `X.key`.
+    /// All that exist are read.
+    pub certs_dirs: Vec<PathBuf>,
+    /// A PEM file of CAs instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// A directory of PEM files of CAs instead of the system's.
+    pub ca_dir: Option<PathBuf>,
+    /// Hosts asked by HTTPS without verification, then by plain HTTP.
+    pub insecure: BTreeSet<String>,
+    /// Hosts asked by plain HTTP only.
+    pub plain_http: BTreeSet<String>,
+    /// Registry → mirrors, best first: `host[:port][/path prefix]`. Only pulls use them.
+    pub mirrors: BTreeMap<String, Vec<String>>,
+    /// Proxies; requests to this machine never use them.
+    pub proxies: Proxies,
+    /// When to try again.
+    pub retry: RetryPolicy,
+    /// Requests in flight for one host, small documents not counted.
+    pub max_requests_per_host: usize,
+}
+
+/// URLs of proxies, as in the usual environment variables. `Debug` shows none, because they may hold passwords.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Proxies {
+    /// For `http://`.
+    pub http: Option<String>,
+    /// For `https://`.
+    pub https: Option<String>,
+    /// Comma-separated hosts, domains and networks that are asked directly.
+    pub no_proxy: Option<String>,
+}
+
+/// When and how often a request that failed for a passing reason is sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// Times that one request is sent; a transfer that got further starts to count anew. At least 1.
+    pub attempts: u32,
+    /// Pause before the second try; doubled each time.
+    pub first_delay: Duration,
+    /// The longest pause between tries.
+    pub max_delay: Duration,
+    /// The longest pause that a server may ask for (`Retry-After`) before that counts as a failure.
+    pub max_retry_after: Duration,
+    /// The longest silence in the middle of an answer or of an upload.
+    pub stall_timeout: Duration,
+}
+
+impl fmt::Debug for Proxies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Proxies")
+            .field("http", &self.http.is_some())
+            .field("https", &self.https.is_some())
+            .field("no_proxy", &self.no_proxy)
+            .finish()
+    }
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            attempts: 5,
+            first_delay: Duration::from_secs(1),
+            max_delay: Duration::from_secs(8),
+            max_retry_after: Duration::from_secs(120),
+            stall_timeout: Duration::from_secs(120),
+        }
+    }
+}
+
+impl RetryPolicy {
+    /// The pause after the `failures`-th failure in a row (1 is the first).
+    pub(super) fn delay(&self, failures: u32) -> Duration {
+        let doublings = failures.saturating_sub(1).min(16);
+        self.first_delay.saturating_mul(1 << doublings).min(self.max_delay)
+    }
+}
+
+impl Default for ClientOptions {
+    /// No credentials, the system's CAs, no mirrors, no proxies, four requests a host.
+    fn default() -> Self {
+        Self {
+            user_agent: concat!("rbuild/", env!("CARGO_PKG_VERSION")).to_owned(),
+            docker_config_dir: None,
+            auth_files: Vec::new(),
+            certs_dirs: Vec::new(),
+            ca_file: None,
+            ca_dir: None,
+            insecure: BTreeSet::new(),
+            plain_http: BTreeSet::new(),
+            mirrors: BTreeMap::new(),
+            proxies: Proxies::default(),
+            retry: RetryPolicy::default(),
+            max_requests_per_host: 4,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_cap() {
+        let policy = RetryPolicy::default();
+        let seconds: Vec<u64> = (1..=6).map(|failures| policy.delay(failures).as_secs()).collect();
+        assert_eq!(seconds, [1, 2, 4, 8, 8, 8]);
+        assert_eq!(policy.delay(u32::MAX), policy.max_delay);
+    }
+}
