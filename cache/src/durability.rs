@@ -8,18 +8,20 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use rusqlite::Connection;
+use oci::Digest;
+use rusqlite::{Connection, Transaction};
 use rustix::fs::FlockOperation;
 
 use crate::error::{Fault, IoContext, Result};
 use crate::id::LayerId;
 use crate::index::Index;
 use crate::layout::{Bucket, Layout};
+use crate::rebuild::digest_named;
 use crate::scratch::remove_tree;
 use crate::store::Store;
-use crate::{images, locks, schema};
+use crate::{blobs, images, locks, schema};
 
 /// Fixed length, so that rewriting it in place touches one sector.
 const DURABLE_LEN: usize = 48;
@@ -137,8 +139,10 @@ pub(crate) fn forget_what_a_power_cut_took(index: &Index) -> Result<()> {
         tx.execute("UPDATE layer SET has_tree = 0, tree_bytes = NULL WHERE epoch > ?1", [durable])?;
         tx.execute("DELETE FROM lease", [])?;
         drop_formless_layers(tx)?;
-        remove_strangers(tx, index.layout())?;
-        images::drop_broken_files(index.layout(), &|target| Ok(crate::blobs::is_known(tx, target)?))?;
+        for stranger in strangers(tx, index.layout())? {
+            stranger.remove(tx)?;
+        }
+        images::drop_broken_files(index.layout(), &|target| Ok(blobs::is_known(tx, target)?))?;
         tx.execute("UPDATE meta SET value = max(value, ?1) WHERE name = 'epoch'", [durable + 1])?;
         tx.execute("UPDATE meta SET value = ?1 WHERE name = 'boot'", [index.boot().as_str()])?;
         Ok(())
@@ -157,28 +161,51 @@ pub(crate) fn drop_formless_layers(tx: &Connection) -> rusqlite::Result<usize> {
     )
 }
 
-/// Removes the blobs and trees that the index does not know: they may be torn. Only safe while nobody commits.
-fn remove_strangers(tx: &Connection, layout: &Layout) -> Result<(), Fault> {
+/// Files in the buckets of blobs and trees that the index does not know. While somebody commits, that may be about to
+/// change: look again inside a transaction before removing any.
+pub(crate) fn strangers(conn: &Connection, layout: &Layout) -> rusqlite::Result<Vec<Stranger>> {
+    let mut strangers = Vec::new();
     for entry in std::fs::read_dir(layout.blobs()).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let known = match name.to_str().and_then(crate::id::parse_hex32) {
-            Some(raw) => crate::blobs::is_known(tx, &oci::Digest::from_sha256(raw))?,
-            None => false,
-        };
-        if !known {
-            remove_tree(&entry.path());
-        }
+        strangers.push(Stranger { path: entry.path(), digest: digest_named(&entry.file_name()), layer: None });
     }
-    let mut has_tree = tx.prepare("SELECT 1 FROM layer WHERE id = ?1 AND has_tree")?;
     for entry in std::fs::read_dir(layout.bucket(Bucket::Trees)).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let known = match name.to_str().and_then(LayerId::from_name) {
-            Some(id) => has_tree.exists([id.as_str()])?,
-            None => false,
-        };
-        if !known {
-            remove_tree(&entry.path());
+        let layer = entry.file_name().to_str().and_then(LayerId::from_name);
+        strangers.push(Stranger { path: entry.path(), digest: None, layer });
+    }
+    let mut unknown = Vec::new();
+    for stranger in strangers {
+        if !stranger.is_known(conn)? {
+            unknown.push(stranger);
         }
     }
-    Ok(())
+    Ok(unknown)
+}
+
+/// A file that may belong to nothing in the index.
+#[derive(Debug)]
+pub(crate) struct Stranger {
+    /// Where it lies.
+    pub(crate) path: PathBuf,
+    digest: Option<Digest>,
+    layer: Option<LayerId>,
+}
+
+impl Stranger {
+    fn is_known(&self, conn: &Connection) -> rusqlite::Result<bool> {
+        match (&self.digest, &self.layer) {
+            (Some(digest), _) => blobs::is_known(conn, digest),
+            (None, Some(id)) => {
+                conn.prepare_cached("SELECT 1 FROM layer WHERE id = ?1 AND has_tree")?.exists([id.as_str()])
+            }
+            (None, None) => Ok(false),
+        }
+    }
+
+    /// Removes the file if it is still unknown. Call inside a transaction, so that no commit is under way.
+    pub(crate) fn remove(&self, tx: &Transaction) -> rusqlite::Result<()> {
+        if !self.is_known(tx)? {
+            remove_tree(&self.path);
+        }
+        Ok(())
+    }
 }

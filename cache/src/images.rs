@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use oci::{Descriptor, DiffId, Digest, ImageConfig, ImageRef, Index, Manifest, media_type};
@@ -144,12 +143,6 @@ pub(crate) fn list(layout: &Layout) -> Result<Vec<StoredImage>> {
     let name = |image: &StoredImage| image.reference.as_ref().map(ToString::to_string);
     images.sort_by(|a, b| b.updated_at.cmp(&a.updated_at).then_with(|| name(a).cmp(&name(b))));
     Ok(images)
-}
-
-/// Something that changes when any name changes.
-pub(crate) fn signature(layout: &Layout) -> Option<(i64, i64)> {
-    let metadata = std::fs::metadata(layout.bucket(Bucket::Images)).ok()?;
-    Some((metadata.mtime(), metadata.mtime_nsec()))
 }
 
 /// Reads an image's file; `None` when there is none or it is unreadable.

@@ -12,7 +12,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
 use crate::durability::{self, BootId};
-use crate::error::{Fault, IoContext, Result, StoreError};
+use crate::error::{Fault, IoContext, Result};
 use crate::layout::{Bucket, Layout};
 use crate::{locks, rebuild, schema};
 
@@ -117,6 +117,20 @@ impl Index {
         if std::fs::metadata(&log).is_ok_and(|metadata| metadata.len() > LOG_LIMIT_BYTES) {
             checkpoint(&open.conn);
         }
+    }
+
+    /// Reads the whole database and replaces it if it is not sound. `true` when it was replaced.
+    pub(crate) fn replace_if_corrupt(&self) -> Result<bool> {
+        let mut open = self.lock();
+        let verdict: rusqlite::Result<String> = open.conn.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0));
+        let is_corrupt = match verdict {
+            Ok(verdict) => verdict != "ok",
+            Err(error) => is_corrupt(&Fault::Sql(error)),
+        };
+        if is_corrupt {
+            *open = supersede(&self.layout, &self.boot, self.on_network, open.generation)?;
+        }
+        Ok(is_corrupt)
     }
 
     /// Names of superseded generations' files.
@@ -275,9 +289,4 @@ fn is_on_network(root: &Path) -> bool {
     // The kernel's type is signed on some architectures; the magic numbers fit 32 bits everywhere.
     let magic = stat.f_type as u64 & 0xffff_ffff;
     NETWORK_FILE_SYSTEMS.contains(&magic)
-}
-
-/// The failure of an operation on the index that is not part of a transaction.
-pub(crate) fn failed(operation: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
-    move |source| StoreError::Index { operation, source }
 }

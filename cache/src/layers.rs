@@ -342,6 +342,12 @@ pub(crate) fn insert_found(tx: &Transaction, id: &LayerId, dir: &Path) -> Result
     Ok(())
 }
 
+/// Forgets that a layer has a tree. `false` when it had none.
+pub(crate) fn forget_tree(tx: &Transaction, id: &LayerId) -> rusqlite::Result<bool> {
+    let sql = "UPDATE layer SET has_tree = 0, tree_bytes = NULL WHERE id = ?1 AND has_tree";
+    Ok(tx.execute(sql, [id.as_str()])? > 0)
+}
+
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let bytes = serde_json::to_vec(value).map_err(std::io::Error::from).during("encode", path)?;
     std::fs::write(path, bytes).during("write", path)

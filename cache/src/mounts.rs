@@ -20,6 +20,10 @@ use crate::usage::UsageKind;
 /// How long others wait for the first user of a new directory to lay down its base content.
 const PREPARATION: Duration = Duration::from_secs(5);
 
+/// How often and how long a taken slot is looked at again before another is used: somebody may just be taking stock.
+const GLANCES: usize = 2;
+const GLANCE: Duration = Duration::from_millis(1);
+
 /// How concurrent users of one cache mount share it. Spec: `spec/dockerfile.md` §2.2.3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Sharing {
@@ -268,7 +272,7 @@ impl Slot {
             Sharing::Private => (FlockOperation::NonBlockingLockExclusive, Taken::Next),
             Sharing::Locked => (FlockOperation::NonBlockingLockExclusive, Taken::Wait),
         };
-        let lock = match try_lock_file(&self.lock_path(), operation) {
+        let lock = match self.try_lock(operation) {
             // The slot was removed a moment ago.
             Err(_) if !self.dir.exists() => return Ok(Taken::Wait),
             other => other?,
@@ -281,6 +285,17 @@ impl Slot {
         let Some(preparation) = self.prepare()? else { return Ok(Taken::Wait) };
         let is_new = preparation.marker.is_some();
         Ok(Taken::Ok(CacheMount { path: self.data(), is_new, lock: Some(lock), preparation }))
+    }
+
+    /// Takes the slot's lock, looking past those who take it only to see whether it is free.
+    fn try_lock(&self, operation: FlockOperation) -> Result<Option<StoreLock>> {
+        for _ in 0..GLANCES {
+            if let Some(lock) = try_lock_file(&self.lock_path(), operation)? {
+                return Ok(Some(lock));
+            }
+            std::thread::sleep(GLANCE);
+        }
+        try_lock_file(&self.lock_path(), operation)
     }
 
     /// Finds out whether the base content is there, or becomes the one who lays it down. `None` while another does.

@@ -10,7 +10,6 @@ use crate::error::Fault;
 use crate::id::{LayerId, parse_hex32};
 use crate::layers::LayerFile;
 use crate::layout::{Bucket, Layout};
-use crate::store::now;
 use crate::{blobs, images, layers, schema, variants};
 
 /// Fills an empty database.
@@ -22,7 +21,7 @@ pub(crate) fn fill(tx: &Transaction, layout: &Layout, boot: &BootId, replaces: b
     let durable = durability::durable_epoch(layout);
     let trees = believable_trees(layout, boot, durable);
     let epoch = trees.iter().map(|(_, file)| file.epoch).max().unwrap_or(0).max(durable) + 1;
-    schema::seed(tx, boot, epoch, if replaces { now() } else { 0 })?;
+    schema::seed(tx, boot, epoch, if replaces { file_clock_ns() } else { 0 })?;
     for (id, _) in &trees {
         layers::insert_found(tx, id, &layout.layer_dir(id))?;
     }
@@ -35,6 +34,12 @@ pub(crate) fn fill(tx: &Transaction, layout: &Layout, boot: &BootId, replaces: b
         tx.execute("UPDATE meta SET value = ?1 WHERE name = 'dirty'", [epoch])?;
     }
     Ok(())
+}
+
+/// The time that a file written now would get: what the starts of sessions are compared with.
+fn file_clock_ns() -> i64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    now.tv_sec * 1_000_000_000 + now.tv_nsec
 }
 
 fn believable_trees(layout: &Layout, boot: &BootId, durable: i64) -> Vec<(LayerId, LayerFile)> {

@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -92,10 +93,11 @@ pub(crate) fn is_live(layout: &Layout, name: &str) -> bool {
     }
 }
 
-/// Seconds since the epoch at which a session started, if it is still there.
-pub(crate) fn started_at(layout: &Layout, name: &str) -> Option<SystemTime> {
+/// When a session started, in nanoseconds since the epoch; `None` when it is gone.
+pub(crate) fn started_at_ns(layout: &Layout, name: &str) -> Option<i64> {
     let path = layout.bucket(Bucket::Temporary).join(format!("{name}{LOCK_SUFFIX}"));
-    std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
+    let metadata = std::fs::metadata(path).ok()?;
+    Some(metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec())
 }
 
 /// Removes what a dead session left; `forget` drops its leases before the last trace of it goes.

@@ -9,6 +9,7 @@ use crate::error::{IoContext, Result};
 use crate::index::Index;
 use crate::layout::Layout;
 use crate::lease::Leases;
+use crate::reserve;
 use crate::session::{self, Session};
 
 /// One store. Cheap to clone; all clones and all processes on the same directory work together.
@@ -51,6 +52,7 @@ impl Store {
         let layout = Layout::new(&root);
         layout.create()?;
         let index = Index::open(&layout, boot)?;
+        reserve::lay_in(&layout);
         let inner = Inner { layout, index, leases: Mutex::default(), session: Mutex::new(None) };
         Ok(Self { inner: Arc::new(inner) })
     }
