@@ -5,6 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use solver::plan::patterns::Verdict;
+
 use super::content::{FileContent, Stamp};
 use crate::view::{Metadata, Node, NodeKind};
 
@@ -12,6 +14,8 @@ use crate::view::{Metadata, Node, NodeKind};
 #[derive(Debug)]
 pub struct ContextDir {
     path: Box<Path>,
+    /// What the ignore rules say about it; decides about its entries together with their names.
+    verdict: Verdict,
     own: Node,
     /// All names, one after the other; [`Entry`] says which part is its own.
     names: Box<[u8]>,
@@ -49,7 +53,7 @@ pub(super) struct NewEntry {
 }
 
 impl ContextDir {
-    pub(super) fn new(path: &Path, own: Node, mut entries: Vec<NewEntry>) -> Self {
+    pub(super) fn new(path: &Path, verdict: Verdict, own: Node, mut entries: Vec<NewEntry>) -> Self {
         entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         let mut names = Vec::with_capacity(entries.iter().map(|entry| entry.name.len()).sum());
         let mut n_children = 0_u32;
@@ -72,6 +76,7 @@ impl ContextDir {
         }
         Self {
             path: path.into(),
+            verdict,
             own,
             names: names.into(),
             entries: packed.into(),
@@ -82,6 +87,10 @@ impl ContextDir {
     /// Its path relative to the context; empty for the top.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(super) fn verdict(&self) -> Verdict {
+        self.verdict
     }
 
     /// Its own metadata.

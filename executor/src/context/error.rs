@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use solver::OpError;
 
+use super::HidingRule;
 use super::source::Source;
-use super::{IgnoreRule, LocalContext};
 use crate::view::{ViewError, normal_components};
 
 /// Why a context (or another source of a copy) could not be read.
@@ -74,16 +74,11 @@ fn hints(source: &Source, path: &Path) -> super::Result<Vec<String>> {
     if let Source::Context(context) = source {
         let relative = path.strip_prefix("/").unwrap_or(path);
         let looked_for = context.root_path().join(relative);
-        let rule = hiding_rule(context, relative);
-        if let Some(rule) = rule
+        if let Some(HidingRule { pattern, file, line_1based }) = context.rules().rule(relative)
             && looked_for.symlink_metadata().is_ok()
         {
-            let IgnoreRule { pattern, file, line_1based } = rule;
-            let place = file.map_or_else(String::new, |file| match line_1based {
-                0 => format!(" in {file}"),
-                line => format!(" ({file}:{line})"),
-            });
-            help.push(format!("`{}` exists but the ignore pattern `{pattern}`{place} hides it", relative.display()));
+            let name = relative.display();
+            help.push(format!("`{name}` exists, but `{pattern}` in {file}:{line_1based} hides it"));
             return Ok(help);
         }
         help.push(format!("looked for `{}`", looked_for.display()));
@@ -92,12 +87,6 @@ fn hints(source: &Source, path: &Path) -> super::Result<Vec<String>> {
         help.push(format!("did you mean `{}`?", near.display()));
     }
     Ok(help)
-}
-
-/// The rule that hides `path` or the closest parent that is hidden.
-fn hiding_rule(context: &LocalContext, path: &Path) -> Option<IgnoreRule> {
-    let filter = context.filter();
-    filter.hides(path).then(|| filter.rule(path)).flatten()
 }
 
 /// The name nearest to the first missing component, as a path; `None` when none is near.

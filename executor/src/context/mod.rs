@@ -12,8 +12,7 @@ mod content;
 pub mod digest;
 mod dir;
 mod error;
-pub mod filter;
-pub mod glob;
+mod ignore;
 mod mount;
 mod scan;
 pub mod select;
@@ -30,11 +29,12 @@ use std::time::SystemTime;
 use cache::{ContextEntry, ContextIndex, StatKey};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
+use solver::plan::patterns::Verdict;
 
 pub use content::{FileContent, Stamp};
 pub use dir::{ContextDir, Entry};
 pub use error::ContextError;
-pub use filter::{IgnoreRule, KeepAll, PathFilter};
+pub use ignore::{HidingRule, IgnoreRules};
 pub use mount::{MountSource, materialize_for_mount};
 
 use crate::view::resolve::{self, Child, Last, Resolved, Tree};
@@ -55,7 +55,7 @@ struct Inner {
     name: String,
     root: PathBuf,
     fd: OwnedFd,
-    filter: Box<dyn PathFilter>,
+    rules: IgnoreRules,
     index: Option<ContextIndex>,
     /// Nanoseconds since the epoch.
     opened_at_ns: i64,
@@ -69,7 +69,7 @@ impl LocalContext {
     ///
     /// # Errors
     /// [`ContextError::View`] when `root` cannot be opened.
-    pub fn open(name: &str, root: &Path, filter: Box<dyn PathFilter>, index: Option<ContextIndex>) -> Result<Self> {
+    pub fn open(name: &str, root: &Path, rules: IgnoreRules, index: Option<ContextIndex>) -> Result<Self> {
         let opened_at_ns = content::nanoseconds(SystemTime::now());
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = openat(CWD, root, flags, Mode::empty())
@@ -79,7 +79,7 @@ impl LocalContext {
                 name: name.to_owned(),
                 root: root.to_owned(),
                 fd,
-                filter,
+                rules,
                 index,
                 opened_at_ns,
                 top: OnceLock::new(),
@@ -99,8 +99,8 @@ impl LocalContext {
     }
 
     /// The ignore rules.
-    pub fn filter(&self) -> &dyn PathFilter {
-        &*self.inner.filter
+    pub fn rules(&self) -> &IgnoreRules {
+        &self.inner.rules
     }
 
     /// The top directory; read on the first call.
@@ -108,7 +108,7 @@ impl LocalContext {
     /// # Errors
     /// [`ViewError::Io`].
     pub fn top(&self) -> view::Result<Arc<ContextDir>> {
-        self.ensure(&self.inner.top, Path::new(""))
+        self.ensure(&self.inner.top, Path::new(""), Verdict::default())
     }
 
     /// The directory called `name` in `parent`; read on the first call. `None` when it is no directory.
@@ -118,7 +118,9 @@ impl LocalContext {
     pub fn child_dir(&self, parent: &ContextDir, name: &OsStr) -> view::Result<Option<Arc<ContextDir>>> {
         let Some(entry) = parent.entry(name) else { return Ok(None) };
         let Some(slot) = parent.child_slot(entry) else { return Ok(None) };
-        self.ensure(slot, &parent.path().join(name)).map(Some)
+        let path = parent.path().join(name);
+        let verdict = self.rules().descend(parent.verdict(), &path);
+        self.ensure(slot, &path, verdict).map(Some)
     }
 
     /// Reads everything below `dir`, in parallel, so that a later walk finds it in memory.
@@ -192,14 +194,14 @@ impl LocalContext {
         }
     }
 
-    fn ensure(&self, slot: &OnceLock<Arc<ContextDir>>, path: &Path) -> view::Result<Arc<ContextDir>> {
+    fn ensure(&self, slot: &OnceLock<Arc<ContextDir>>, path: &Path, verdict: Verdict) -> view::Result<Arc<ContextDir>> {
         if let Some(dir) = slot.get() {
             return Ok(dir.clone());
         }
         let fd = self
             .open_beneath(path, OFlags::RDONLY | OFlags::DIRECTORY)
             .map_err(|e| ViewError::io("open directory", self.host_path(path), e))?;
-        let dir = Arc::new(scan::read_dir(self, path, &fd)?);
+        let dir = Arc::new(scan::read_dir(self, path, verdict, &fd)?);
         // Two threads may read the same directory at once; the first one's state is the context's.
         Ok(slot.get_or_init(|| dir).clone())
     }

@@ -50,7 +50,7 @@ pub fn materialize_for_mount(context: &LocalContext, subpath: &str, scratch: &Pa
             return Err(super::error::not_found(&source, subpath));
         }
     };
-    let Some(dir) = dir.filter(|_| !context.filter().keeps_all()) else {
+    let Some(dir) = dir.filter(|_| !context.rules().patterns.is_empty()) else {
         return Ok(MountSource { path, _scratch: None });
     };
     if !hides_something(context, &dir)? {

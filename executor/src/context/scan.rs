@@ -4,12 +4,13 @@ use std::ffi::{OsStr, OsString};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 use rustix::fs::{AtFlags, FileType, OFlags, RawDir, fstat, readlinkat, statat};
 use rustix::io::Errno;
+use solver::plan::patterns::Verdict;
 
 use super::LocalContext;
 use super::content::Stamp;
@@ -24,11 +25,12 @@ const PARALLEL_NAMES: usize = 512;
 /// Reads one directory, whose path relative to the context is `path` and which `fd` has open.
 ///
 /// A hidden directory is read as well when something below it may be visible, and is kept only if something is.
-pub(super) fn read_dir(context: &LocalContext, path: &Path, fd: &OwnedFd) -> Result<ContextDir> {
+pub(super) fn read_dir(context: &LocalContext, path: &Path, verdict: Verdict, fd: &OwnedFd) -> Result<ContextDir> {
     let error = |operation, e: Errno| ViewError::io(operation, context.host_path(path), e);
     let own = fstat(fd).map_err(|e| error("stat", e))?;
     let names = read_names(fd).map_err(|e| error("list", e))?;
-    let read = |(name, file_type): &(Box<OsStr>, FileType)| read_entry(context, path, fd, name, *file_type).transpose();
+    let place = Reading { context, path, verdict, fd };
+    let read = |(name, file_type): &(Box<OsStr>, FileType)| place.entry(name, *file_type).transpose();
     let entries = if names.len() > PARALLEL_NAMES {
         names.par_iter().with_min_len(PARALLEL_NAMES / 2).filter_map(read).collect::<Result<Vec<_>>>()?
     } else {
@@ -36,7 +38,8 @@ pub(super) fn read_dir(context: &LocalContext, path: &Path, fd: &OwnedFd) -> Res
     };
     let mut meta = Metadata::of_stat(&own);
     (meta.uid, meta.gid) = (0, 0);
-    Ok(ContextDir::new(path, Node { layer_idx: 0, kind: NodeKind::Dir, meta }, entries))
+    let own = Node { layer_idx: 0, kind: NodeKind::Dir, meta };
+    Ok(ContextDir::new(path, verdict, own, entries))
 }
 
 /// Reads everything below `dir`.
@@ -78,44 +81,59 @@ fn read_names(fd: &OwnedFd) -> Result<Vec<(Box<OsStr>, FileType)>, Errno> {
     Ok(names)
 }
 
-fn read_entry(
-    context: &LocalContext,
-    dir: &Path,
-    fd: &OwnedFd,
-    name: &OsStr,
-    file_type: FileType,
-) -> Result<Option<NewEntry>> {
-    let filter = context.filter();
-    let path: PathBuf = dir.join(name);
-    let is_hidden = !filter.keeps_all() && filter.hides(&path);
-    let may_be_dir = matches!(file_type, FileType::Directory | FileType::Unknown);
-    if is_hidden && !(may_be_dir && filter.may_show_below(&path)) {
-        return Ok(None);
-    }
-    let stat = match statat(fd, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => stat,
-        // Removed since the directory was listed: as if it had been removed before.
-        Err(Errno::NOENT) => return Ok(None),
-        Err(e) => return Err(ViewError::io("stat", context.host_path(&path), e)),
-    };
-    let kind = NodeKind::of_mode(stat.st_mode);
-    if is_hidden && !(kind.is_dir() && shows_something(context, &path)?) {
-        return Ok(None);
-    }
-    Ok(Some(NewEntry {
-        name: name.into(),
-        kind,
-        mode: stat.st_mode & 0o7777,
-        rdev: if matches!(kind, NodeKind::CharDevice | NodeKind::BlockDevice) { stat.st_rdev } else { 0 },
-        n_links: stat.st_nlink.into(),
-        stamp: Stamp::of_stat(&stat),
-    }))
+/// A directory that is being read.
+struct Reading<'a> {
+    context: &'a LocalContext,
+    path: &'a Path,
+    verdict: Verdict,
+    fd: &'a OwnedFd,
 }
 
-/// Whether the hidden directory `path` has anything visible below it.
-fn shows_something(context: &LocalContext, path: &Path) -> Result<bool> {
-    let fd = context
-        .open_beneath(path, OFlags::RDONLY | OFlags::DIRECTORY)
-        .map_err(|e| ViewError::io("open directory", context.host_path(path), e))?;
-    Ok(!read_dir(context, path, &fd)?.entries().is_empty())
+impl Reading<'_> {
+    /// Looks at one name; `None` when it is hidden.
+    fn entry(&self, name: &OsStr, file_type: FileType) -> Result<Option<NewEntry>> {
+        let rules = self.context.rules();
+        let error = |operation, e| ViewError::io(operation, self.context.host_path(self.path).join(name), e);
+        // Without rules, which is frequent, no path is ever put together.
+        let hidden = if rules.patterns.is_empty() {
+            None
+        } else {
+            let path = self.path.join(name);
+            let verdict = rules.descend(self.verdict, &path);
+            let may_be_dir = matches!(file_type, FileType::Directory | FileType::Unknown);
+            if verdict.is_excluded() && !(may_be_dir && rules.may_show_below(verdict, &path)) {
+                return Ok(None);
+            }
+            verdict.is_excluded().then_some((path, verdict))
+        };
+        let stat = match statat(self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            // Removed since the directory was listed: as if it had been removed before.
+            Err(Errno::NOENT) => return Ok(None),
+            Err(e) => return Err(error("stat", e)),
+        };
+        let kind = NodeKind::of_mode(stat.st_mode);
+        if let Some((path, verdict)) = hidden
+            && !(kind.is_dir() && self.shows_something(&path, verdict)?)
+        {
+            return Ok(None);
+        }
+        Ok(Some(NewEntry {
+            name: name.into(),
+            kind,
+            mode: stat.st_mode & 0o7777,
+            rdev: if matches!(kind, NodeKind::CharDevice | NodeKind::BlockDevice) { stat.st_rdev } else { 0 },
+            n_links: stat.st_nlink.into(),
+            stamp: Stamp::of_stat(&stat),
+        }))
+    }
+
+    /// Whether the hidden directory `path` has anything visible below it.
+    fn shows_something(&self, path: &Path, verdict: Verdict) -> Result<bool> {
+        let fd = self
+            .context
+            .open_beneath(path, OFlags::RDONLY | OFlags::DIRECTORY)
+            .map_err(|e| ViewError::io("open directory", self.context.host_path(path), e))?;
+        Ok(!read_dir(self.context, path, verdict, &fd)?.entries().is_empty())
+    }
 }

@@ -4,15 +4,14 @@
 //! `spec/dockerfile.md` §2.15, §2.20, §2.21.
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use solver::CopySelection;
+use solver::plan::patterns::{Glob, Patterns};
 
-use super::filter::compile;
 use super::source::{Source, SourceDir};
 use super::walk::{Include, WalkRules};
-use super::{ContextError, Result, glob};
+use super::{ContextError, Result};
 use crate::view::resolve::Last;
 use crate::view::{Node, normal_components};
 
@@ -60,10 +59,8 @@ pub enum Place {
 /// [`ContextError::NotFound`] for a literal path without anything there, [`ContextError::BadPattern`],
 /// [`ContextError::BadFilter`], and I/O errors.
 pub fn select(source: &Source, selection: &CopySelection) -> Result<Selected> {
-    let exclude = match selection.excludes.as_slice() {
-        [] => None,
-        patterns => Some(compile(patterns)?),
-    };
+    let exclude = Patterns::new(&selection.excludes)
+        .map_err(|e| ContextError::BadFilter { pattern: selection.excludes.join(", "), reason: e.to_string() })?;
     match &selection.parents_base {
         Some(base) => select_parents(source, selection, base, exclude),
         None => {
@@ -134,14 +131,15 @@ fn empty_root() -> Item {
 /// Links are followed in the part before the first wildcard and at the end, not in between, as in BuildKit.
 fn expand(source: &Source, pattern: &str) -> Result<Vec<Item>> {
     let bad = || ContextError::BadPattern { pattern: pattern.trim_start_matches('/').to_owned() };
-    glob::check(pattern.as_bytes()).map_err(|_| bad())?;
     let elements: Vec<&str> = pattern.split('/').filter(|element| !element.is_empty()).collect();
+    let globs: Vec<Glob> =
+        elements.iter().map(|element| Glob::compile(element)).collect::<Result<_, _>>().map_err(|_| bad())?;
     let n_literal = elements.iter().take_while(|element| !element.contains(['*', '?', '[', '\\'])).count();
     let prefix: PathBuf = [""].iter().chain(&elements[..n_literal]).collect();
     let prefix = source.resolve(&Path::new("/").join(prefix), Last::Followed)?.path;
     let mut paths = Vec::new();
     if let Some(dir) = source.dir(&prefix)? {
-        expand_below(&dir, &prefix, &elements[n_literal..], &mut paths)?;
+        expand_below(&dir, &prefix, &globs[n_literal..], &mut paths)?;
     }
     let mut items = Vec::with_capacity(paths.len());
     for path in paths {
@@ -151,10 +149,10 @@ fn expand(source: &Source, pattern: &str) -> Result<Vec<Item>> {
     Ok(items)
 }
 
-fn expand_below(dir: &SourceDir, path: &Path, elements: &[&str], found: &mut Vec<PathBuf>) -> Result<()> {
+fn expand_below(dir: &SourceDir, path: &Path, elements: &[Glob], found: &mut Vec<PathBuf>) -> Result<()> {
     let Some((element, rest)) = elements.split_first() else { return Ok(()) };
     for entry in dir.entries()? {
-        if glob::matches(element.as_bytes(), entry.name.as_bytes()) != Ok(true) {
+        if !element.matches(&entry.name.to_string_lossy()) {
             continue;
         }
         let path = path.join(&entry.name);
@@ -167,16 +165,11 @@ fn expand_below(dir: &SourceDir, path: &Path, elements: &[&str], found: &mut Vec
     Ok(())
 }
 
-fn select_parents(
-    source: &Source,
-    selection: &CopySelection,
-    base: &str,
-    exclude: Option<Box<dyn super::PathFilter>>,
-) -> Result<Selected> {
+fn select_parents(source: &Source, selection: &CopySelection, base: &str, exclude: Patterns) -> Result<Selected> {
     if !selection.wildcard {
         literal(source, &selection.source)?;
     }
-    let base_items = match glob::has_wildcard(base.as_bytes()) {
+    let base_items = match has_wildcard(base) {
         true => expand(source, base)?,
         false => vec![literal(source, base)?],
     };
@@ -191,10 +184,23 @@ fn select_parents(
         "" => None,
         _ => {
             let pattern = if selection.wildcard { kept.into_owned() } else { escape(&kept) };
-            Some(Include::new(&pattern, compile(std::slice::from_ref(&pattern))?))
+            Some(Include::new(&pattern)?)
         }
     };
     Ok(Selected::Parents { bases: bases.collect(), rules: WalkRules { include, exclude } })
+}
+
+/// Whether `path` has a `*`, `?` or `[` that no backslash protects.
+fn has_wildcard(path: &str) -> bool {
+    let mut chars = path.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '*' | '?' | '[' => return true,
+            '\\' => drop(chars.next()),
+            _ => {}
+        }
+    }
+    false
 }
 
 /// A pattern that matches exactly `path`.

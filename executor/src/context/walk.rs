@@ -3,9 +3,10 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use super::filter::PathFilter;
+use solver::plan::patterns::{Glob, Patterns, Verdict};
+
 use super::source::{SourceDir, SourceEntry};
-use super::{Result, glob};
+use super::{ContextError, Result};
 use crate::view::Node;
 
 /// Which entries of a walk are wanted.
@@ -14,15 +15,15 @@ pub struct WalkRules {
     /// Only what matches, or lies below something that does (`--parents`).
     pub include: Option<Include>,
     /// Not what these hide (`--exclude`). A directory that is left out but has something visible below it is visited.
-    pub exclude: Option<Box<dyn PathFilter>>,
+    pub exclude: Patterns,
 }
 
 /// The pattern of `COPY --parents`.
 pub struct Include {
-    /// Decides: it "hides" what is wanted.
-    matcher: Box<dyn PathFilter>,
+    /// Decides: it "excludes" what is wanted.
+    matcher: Patterns,
     /// Its elements up to the first `**`, to stay out of directories where nothing can match.
-    prefix: Vec<Vec<u8>>,
+    prefix: Vec<Glob>,
     /// Whether the pattern goes on after `prefix`.
     is_open: bool,
 }
@@ -45,7 +46,7 @@ pub struct Visited<'a> {
 ///
 /// # Errors
 /// What reading yields, and what `visit` returns.
-pub fn walk<E: From<super::ContextError>>(
+pub fn walk<E: From<ContextError>>(
     dir: &SourceDir,
     rules: &WalkRules,
     visit: &mut dyn FnMut(&Visited<'_>) -> Result<(), E>,
@@ -54,7 +55,8 @@ pub fn walk<E: From<super::ContextError>>(
         dir.read_below()?;
     }
     let mut walker = Walker { rules, path: PathBuf::new(), waiting: Vec::new(), visit };
-    walker.dir(dir, rules.include.is_none())
+    let top = Inside { is_included: rules.include.is_none(), excluded: Verdict::default() };
+    walker.dir(dir, top)
 }
 
 struct Walker<'a, E> {
@@ -65,42 +67,52 @@ struct Walker<'a, E> {
     visit: &'a mut dyn FnMut(&Visited<'_>) -> Result<(), E>,
 }
 
-impl<E: From<super::ContextError>> Walker<'_, E> {
-    /// `included` says that the directory itself matched, and with it everything below.
-    fn dir(&mut self, dir: &SourceDir, included: bool) -> Result<(), E> {
+/// What is known about everything in a directory.
+#[derive(Clone, Copy)]
+struct Inside {
+    /// The directory or one around it matched.
+    is_included: bool,
+    /// The verdict on the directory.
+    excluded: Verdict,
+}
+
+impl<E: From<ContextError>> Walker<'_, E> {
+    fn dir(&mut self, dir: &SourceDir, inside: Inside) -> Result<(), E> {
         for entry in dir.entries()? {
             self.path.push(&entry.name);
-            self.entry(dir, entry, included)?;
+            self.entry(dir, entry, inside)?;
             self.path.pop();
         }
         Ok(())
     }
 
-    fn entry(&mut self, dir: &SourceDir, entry: SourceEntry, included: bool) -> Result<(), E> {
-        let include = self.rules.include.as_ref();
-        let exclude = self.rules.exclude.as_deref();
-        let included = included || include.is_none_or(|include| include.matcher.hides(&self.path));
-        let excluded = exclude.is_some_and(|exclude| exclude.hides(&self.path));
-        let wanted = included && !excluded;
-        if wanted {
+    fn entry(&mut self, dir: &SourceDir, entry: SourceEntry, inside: Inside) -> Result<(), E> {
+        let WalkRules { include, exclude } = self.rules;
+        let is_included = inside.is_included || include.as_ref().is_none_or(|include| include.matches(&self.path));
+        let excluded = match exclude.is_empty() {
+            true => Verdict::default(),
+            false => exclude.descend(inside.excluded, &self.path.to_string_lossy()),
+        };
+        let is_wanted = is_included && !excluded.is_excluded();
+        if is_wanted {
             self.visit_waiting()?;
             self.visit_one(dir, &entry)?;
         }
         if !entry.node.kind.is_dir() {
             return Ok(());
         }
-        let may_match = included || include.is_none_or(|include| include.may_match_below(&self.path));
-        let may_show = !excluded || exclude.is_none_or(|exclude| exclude.may_show_below(&self.path));
-        if !(may_match && may_show) {
+        let may_match = is_included || include.as_ref().is_none_or(|include| include.may_match_below(&self.path));
+        if !may_match || exclude.excludes_all_below(excluded, &self.path.to_string_lossy()) {
             return Ok(());
         }
         let Some(child) = dir.child_dir(&entry.name)? else { return Ok(()) };
-        if wanted {
-            return self.dir(&child, included);
+        let inside = Inside { is_included, excluded };
+        if is_wanted {
+            return self.dir(&child, inside);
         }
         let n_waiting = self.waiting.len();
         self.waiting.push((self.path.clone(), dir.clone(), entry));
-        self.dir(&child, included)?;
+        self.dir(&child, inside)?;
         self.waiting.truncate(n_waiting);
         Ok(())
     }
@@ -118,12 +130,22 @@ impl<E: From<super::ContextError>> Walker<'_, E> {
 }
 
 impl Include {
-    /// `pattern` is relative, `.dockerignore` syntax; `matcher` has been made from it alone.
-    pub fn new(pattern: &str, matcher: Box<dyn PathFilter>) -> Self {
+    /// `pattern` is relative, in `.dockerignore` syntax.
+    ///
+    /// # Errors
+    /// [`ContextError::BadFilter`].
+    pub fn new(pattern: &str) -> Result<Self> {
+        let bad = |reason: String| ContextError::BadFilter { pattern: pattern.to_owned(), reason };
+        let matcher = Patterns::new([pattern]).map_err(|e| bad(e.to_string()))?;
         let elements: Vec<&str> = pattern.split('/').filter(|element| !element.is_empty()).collect();
         let n_plain = elements.iter().position(|element| element.contains("**")).unwrap_or(elements.len());
-        let prefix = elements[..n_plain].iter().map(|element| element.as_bytes().to_vec()).collect();
-        Self { matcher, prefix, is_open: n_plain < elements.len() }
+        let prefix = elements[..n_plain].iter().map(|element| Glob::compile(element));
+        let prefix = prefix.collect::<Result<_, _>>().map_err(|e| bad(e.to_string()))?;
+        Ok(Self { matcher, prefix, is_open: n_plain < elements.len() })
+    }
+
+    fn matches(&self, path: &Path) -> bool {
+        self.matcher.matches(&path.to_string_lossy())
     }
 
     /// Whether something below the directory `path` can match. May say yes where nothing does.
@@ -131,7 +153,7 @@ impl Include {
         let mut elements = self.prefix.iter();
         for name in path {
             let Some(element) = elements.next() else { return self.is_open };
-            if glob::matches(element, name.as_encoded_bytes()) == Ok(false) {
+            if !element.matches(&name.to_string_lossy()) {
                 return false;
             }
         }
