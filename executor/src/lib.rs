@@ -3,6 +3,8 @@
 //! Implements the traits that `solver` declares. Knows nothing of flags or of the wording of messages.
 #![deny(unsafe_code)]
 
+pub mod context;
 pub mod export;
+pub mod files;
 pub mod layer;
 pub mod view;

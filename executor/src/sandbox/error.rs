@@ -1,0 +1,95 @@
+//! What can go wrong with a sandbox, as facts.
+
+use std::io;
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+
+use crate::view::passwd::AccountsError;
+
+/// Why a command was not run to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// A file operation on the host failed.
+    #[error("cannot {operation} `{}`: {source}", path.display())]
+    Io {
+        /// What was tried, as a verb.
+        operation: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A step of setting the sandbox up failed.
+    #[error("cannot {stage}: {errno}")]
+    Setup {
+        /// What was tried, as a verb with its object.
+        stage: &'static str,
+        /// Why it failed.
+        errno: Errno,
+    },
+    /// A mount failed.
+    #[error("cannot mount {what} on `{target}`: {errno}")]
+    Mount {
+        /// What was to be mounted.
+        what: String,
+        /// Where, inside the root.
+        target: String,
+        /// Why it failed.
+        errno: Errno,
+    },
+    /// The source of a bind mount does not exist.
+    #[error("\"{source_path}\": not found")]
+    SourceMissing {
+        /// As asked for, inside its root.
+        source_path: String,
+    },
+    /// `USER` names nobody, or the account files of the root cannot be used.
+    #[error(transparent)]
+    User(#[from] AccountsError),
+    /// The working directory cannot be made or entered.
+    #[error("cannot use working directory `{path}`: {errno}")]
+    Directory {
+        /// The path inside the root.
+        path: String,
+        /// Why not.
+        errno: Errno,
+    },
+    /// An argument, variable or path contains a NUL byte.
+    #[error("{what} contains a NUL byte")]
+    NulByte {
+        /// Which sort of text.
+        what: &'static str,
+    },
+    /// A resource limit has a name that Linux does not know.
+    #[error("invalid ulimit type: {name}")]
+    UnknownLimit {
+        /// The name.
+        name: String,
+    },
+    /// The step was cancelled.
+    #[error("context canceled")]
+    Cancelled,
+    /// The thread that ran the step ended without a result: a bug.
+    #[error("the sandbox's thread ended without a result")]
+    Lost,
+}
+
+impl SandboxError {
+    /// A file operation that failed.
+    pub(super) fn io(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { operation, path, source }
+    }
+
+    /// A kernel call on a path of the host that failed.
+    pub(super) fn call(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(Errno) -> Self {
+        let path = path.into();
+        move |errno| Self::Io { operation, path, source: errno.into() }
+    }
+
+    /// A step of the set-up that failed.
+    pub(super) fn setup(stage: &'static str) -> impl FnOnce(Errno) -> Self {
+        move |errno| Self::Setup { stage, errno }
+    }
+}

@@ -1,0 +1,116 @@
+//! What a process needs to know and to have for running commands, found and made once.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::PidfdFlags;
+use rustix::thread::CapabilitySet;
+use tempfile::TempDir;
+
+use super::cgroup::Hierarchy;
+use super::error::SandboxError;
+use super::isolation::Isolation;
+use super::network::NetworkProvider;
+use super::points::{PointKind, make_stubs};
+use super::rootfs::Sensitive;
+
+/// Facts about the machine, and a scratch directory with what all commands share.
+pub(super) struct Host {
+    scratch: TempDir,
+    /// Contents of files that are bound into containers, with where they lie.
+    files: Mutex<HashMap<String, PathBuf>>,
+    pub(super) network: Arc<dyn NetworkProvider>,
+    pub(super) isolation: Isolation,
+    pub(super) sensitive: Sensitive,
+    pub(super) hierarchy: Hierarchy,
+    /// All that this process has.
+    pub(super) capabilities: u64,
+    /// The mount namespace to go back to.
+    pub(super) mount_namespace: OwnedFd,
+    /// A descriptor of this process.
+    pub(super) this_process: OwnedFd,
+}
+
+impl Host {
+    pub(super) fn new(scratch: TempDir, network: Arc<dyn NetworkProvider>) -> Result<Self, SandboxError> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let mount_namespace = rustix::fs::open("/proc/self/ns/mnt", flags, Mode::empty())
+            .map_err(SandboxError::call("open", "/proc/self/ns/mnt"))?;
+        let this_process = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
+            .map_err(SandboxError::setup("get a descriptor of this process"))?;
+        let capabilities = rustix::thread::capabilities(None)
+            .map_err(SandboxError::setup("read the capabilities of this process"))?;
+        let host = Self {
+            scratch,
+            files: Mutex::new(HashMap::new()),
+            network,
+            isolation: Isolation::of_this_process(),
+            sensitive: Sensitive::of_host(),
+            hierarchy: Hierarchy::of_this_process(),
+            capabilities: capabilities.permitted.bits(),
+            mount_namespace,
+            this_process,
+        };
+        for directory in [host.root_point(), host.stage_point(), host.empty(), host.default_stubs()] {
+            std::fs::create_dir(&directory).map_err(SandboxError::io("create", &directory))?;
+        }
+        let always = [("/etc/hosts", PointKind::File), ("/etc/resolv.conf", PointKind::File)];
+        make_stubs(&host.default_stubs(), always.into_iter())?;
+        Ok(host)
+    }
+
+    /// The scratch directory.
+    pub(super) fn root(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// Where roots are mounted before they are entered; each command sees its own there.
+    pub(super) fn root_point(&self) -> PathBuf {
+        self.root().join("root")
+    }
+
+    /// Where sources of mounts are put together.
+    pub(super) fn stage_point(&self) -> PathBuf {
+        self.root().join("stage")
+    }
+
+    /// An empty directory.
+    pub(super) fn empty(&self) -> PathBuf {
+        self.root().join("empty")
+    }
+
+    /// Mount points of what every container gets.
+    pub(super) fn default_stubs(&self) -> PathBuf {
+        self.root().join("stubs")
+    }
+
+    /// A fresh directory for one command.
+    pub(super) fn step_directory(&self) -> Result<TempDir, SandboxError> {
+        tempfile::Builder::new()
+            .prefix("step-")
+            .tempdir_in(self.root())
+            .map_err(SandboxError::io("create a directory in", self.root()))
+    }
+
+    /// A file with that content, root's and 0644; the same one for the same content.
+    pub(super) fn shared_file(&self, content: &str) -> Result<PathBuf, SandboxError> {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(path) = files.get(content) {
+            return Ok(path.clone());
+        }
+        let path = self.root().join(format!("file-{}", files.len()));
+        std::fs::write(&path, content).map_err(SandboxError::io("write", &path))?;
+        // Whatever our umask is.
+        rustix::fs::chmod(&path, Mode::from_raw_mode(0o644)).map_err(SandboxError::call("change the mode of", &path))?;
+        files.insert(content.to_owned(), path.clone());
+        Ok(path)
+    }
+
+    /// Whether this process may raise hard limits.
+    pub(super) fn may_raise_limits(&self) -> bool {
+        self.isolation == Isolation::Root && self.capabilities & CapabilitySet::SYS_RESOURCE.bits() != 0
+    }
+}

@@ -1,0 +1,231 @@
+//! What every container sees besides its root: `/dev`, `/proc`, `/sys`, control groups, and what of these is hidden.
+//!
+//! Plans only: lists of mounts as data, so that their order can be checked without privileges. Spec:
+//! `spec/dockerfile.md` §8.5–8.7, `spec/engine.md` §5.1.
+
+use std::ffi::CString;
+
+use rustix::fs::{FileType, Mode};
+
+use solver::SecurityMode;
+use crate::sys::spawn::MountCall;
+
+/// Hidden from a confined command, where they exist.
+pub(super) const MASKED: &[&str] = &[
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+
+/// Read-only for a confined command, where they exist.
+pub(super) const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Device nodes of every container: name, major, minor.
+pub(super) const DEVICES: &[(&str, u32, u32)] =
+    &[("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+/// Device nodes of the host that an unconfined command gets in addition, where they exist.
+pub(super) const HOST_DEVICES: &[&str] = &[
+    "kmsg",
+    "cuse",
+    "fuse",
+    "kvm",
+    "net/tun",
+    "loop-control",
+    "loop0",
+    "loop1",
+    "loop2",
+    "loop3",
+    "loop4",
+    "loop5",
+    "loop6",
+    "loop7",
+];
+
+/// Symlinks in `/dev`.
+pub(super) const DEVICE_LINKS: &[(&str, &str)] = &[
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+    ("/dev/ptmx", "pts/ptmx"),
+];
+
+/// Directories in `/dev`.
+pub(super) const DEVICE_DIRECTORIES: &[&str] = &["/dev/pts", "/dev/shm", "/dev/mqueue"];
+
+/// Mode of the device nodes.
+pub(super) const DEVICE_MODE: Mode = Mode::from_raw_mode(0o666);
+
+/// Type of the device nodes.
+pub(super) const DEVICE_TYPE: FileType = FileType::CharacterDevice;
+
+const NOTHING_SPECIAL: libc::c_ulong = libc::MS_NOSUID | libc::MS_NOEXEC | libc::MS_NODEV;
+
+/// Default size of `/dev/shm`.
+const SHM_BYTES: u64 = 64 << 20;
+
+/// Group `tty` in every distribution.
+const TTY_GROUP: u32 = 5;
+
+/// What is there to hide on this host, found once a process.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sensitive {
+    /// Directories of [`MASKED`].
+    pub(super) masked_directories: Vec<&'static str>,
+    /// Files of [`MASKED`].
+    pub(super) masked_files: Vec<&'static str>,
+    /// Those of [`READ_ONLY`].
+    pub(super) read_only: Vec<&'static str>,
+}
+
+impl Sensitive {
+    /// Looks at the host, whose kernel will show the same in a container.
+    pub(super) fn of_host() -> Self {
+        let is_directory = |path: &&str| std::fs::metadata(path).ok().map(|found| found.is_dir());
+        let masked = |wanted| MASKED.iter().copied().filter(move |path| is_directory(path) == Some(wanted)).collect();
+        Self {
+            masked_directories: masked(true),
+            masked_files: masked(false),
+            read_only: READ_ONLY.iter().copied().filter(|path| is_directory(path).is_some()).collect(),
+        }
+    }
+}
+
+/// `/dev` itself; the nodes, links and directories come next, then [`device_mounts`].
+pub(super) fn device_tmpfs() -> MountCall {
+    mount("tmpfs", "/dev", "tmpfs", libc::MS_NOSUID | libc::MS_STRICTATIME, "mode=755,size=65536k")
+}
+
+/// Mounts below `/dev`.
+pub(super) fn device_mounts(shm_size_bytes: Option<u64>, tty_group_exists: bool) -> Vec<MountCall> {
+    let shm = format!("mode=1777,size={}", shm_size_bytes.unwrap_or(SHM_BYTES));
+    let group = if tty_group_exists { format!(",gid={TTY_GROUP}") } else { String::new() };
+    let terminals = format!("newinstance,ptmxmode=0666,mode=0620{group}");
+    vec![
+        mount("devpts", "/dev/pts", "devpts", libc::MS_NOSUID | libc::MS_NOEXEC, &terminals),
+        mount("shm", "/dev/shm", "tmpfs", NOTHING_SPECIAL, &shm),
+        mount("mqueue", "/dev/mqueue", "mqueue", NOTHING_SPECIAL, ""),
+    ]
+}
+
+/// `/proc` and `/sys`: made by the command's own process, because a `proc` shows the pid namespace of its maker.
+pub(super) fn kernel_mounts(security: SecurityMode) -> Vec<MountCall> {
+    let read_only = match security {
+        SecurityMode::Sandbox => libc::MS_RDONLY,
+        SecurityMode::Insecure => 0,
+    };
+    vec![
+        mount("proc", "/proc", "proc", NOTHING_SPECIAL, ""),
+        mount("sysfs", "/sys", "sysfs", NOTHING_SPECIAL | read_only, ""),
+    ]
+}
+
+/// The control group hierarchy, version 2.
+pub(super) fn cgroup2_mount(security: SecurityMode) -> MountCall {
+    let read_only = match security {
+        SecurityMode::Sandbox => libc::MS_RDONLY,
+        SecurityMode::Insecure => 0,
+    };
+    MountCall {
+        optional: true,
+        ..mount("cgroup", "/sys/fs/cgroup", "cgroup2", NOTHING_SPECIAL | read_only | libc::MS_RELATIME, "")
+    }
+}
+
+/// Hides what a confined command must not see, and protects what it must not change. Comes after [`kernel_mounts`].
+pub(super) fn restrictions(sensitive: &Sensitive) -> Vec<MountCall> {
+    let mut calls = Vec::new();
+    for path in &sensitive.read_only {
+        calls.push(bind(path, path));
+        let flags = libc::MS_BIND | libc::MS_REMOUNT | libc::MS_RDONLY | NOTHING_SPECIAL;
+        calls.push(MountCall { target: text(path), flags, optional: true, ..MountCall::default() });
+    }
+    for path in &sensitive.masked_files {
+        calls.push(bind("/dev/null", path));
+    }
+    // One empty file system serves all directories.
+    if let Some((first, others)) = sensitive.masked_directories.split_first() {
+        let empty = mount("tmpfs", first, "tmpfs", libc::MS_RDONLY | NOTHING_SPECIAL, "size=0k");
+        calls.push(MountCall { optional: true, ..empty });
+        calls.extend(others.iter().map(|path| bind(first, path)));
+    }
+    calls
+}
+
+fn bind(source: &str, target: &str) -> MountCall {
+    MountCall {
+        source: Some(text(source)),
+        target: text(target),
+        flags: libc::MS_BIND,
+        optional: true,
+        ..MountCall::default()
+    }
+}
+
+fn mount(source: &str, target: &str, kind: &str, flags: libc::c_ulong, options: &str) -> MountCall {
+    MountCall {
+        source: Some(text(source)),
+        target: text(target),
+        kind: Some(text(kind)),
+        flags,
+        options: Some(options).filter(|options| !options.is_empty()).map(text),
+        optional: false,
+    }
+}
+
+/// Texts of this module are our own constants and numbers.
+fn text(text: &str) -> CString {
+    CString::new(text).expect("paths and options of this module have no NUL")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn targets(calls: &[MountCall]) -> Vec<&str> {
+        calls.iter().map(|call| call.target.to_str().unwrap()).collect()
+    }
+
+    #[test]
+    fn mounts_come_in_order_of_their_targets() {
+        assert_eq!(targets(&device_mounts(None, true)), ["/dev/pts", "/dev/shm", "/dev/mqueue"]);
+        assert_eq!(targets(&kernel_mounts(SecurityMode::Sandbox)), ["/proc", "/sys"]);
+    }
+
+    #[test]
+    fn options_are_those_of_the_specification() {
+        let calls = device_mounts(Some(128 << 20), true);
+        let options = |index: usize| calls[index].options.as_ref().unwrap().to_str().unwrap();
+        assert_eq!(options(0), "newinstance,ptmxmode=0666,mode=0620,gid=5");
+        assert_eq!(options(1), "mode=1777,size=134217728");
+        assert_eq!(calls[2].options, None);
+        let [proc, sys] = &kernel_mounts(SecurityMode::Sandbox)[..] else { panic!() };
+        assert_eq!((proc.flags & libc::MS_RDONLY, sys.flags & libc::MS_RDONLY), (0, libc::MS_RDONLY));
+        assert_eq!(kernel_mounts(SecurityMode::Insecure)[1].flags & libc::MS_RDONLY, 0);
+    }
+
+    #[test]
+    fn restrictions_share_one_empty_file_system() {
+        let sensitive = Sensitive {
+            masked_directories: vec!["/proc/acpi", "/proc/scsi", "/sys/firmware"],
+            masked_files: vec!["/proc/kcore"],
+            read_only: vec!["/proc/sys"],
+        };
+        let calls = restrictions(&sensitive);
+        assert_eq!(
+            targets(&calls),
+            ["/proc/sys", "/proc/sys", "/proc/kcore", "/proc/acpi", "/proc/scsi", "/sys/firmware"]
+        );
+        assert_eq!(calls.iter().filter(|call| call.kind.is_some()).count(), 1);
+        assert!(calls.iter().all(|call| call.optional));
+    }
+}
