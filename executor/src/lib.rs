@@ -7,4 +7,6 @@ pub mod context;
 pub mod export;
 pub mod files;
 pub mod layer;
+pub mod sandbox;
+pub mod sys;
 pub mod view;

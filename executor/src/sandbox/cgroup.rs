@@ -300,7 +300,8 @@ mod tests {
             ..Resources::default()
         };
         let unified = unified_settings(&resources);
-        let want = [("memory.max", "100"), ("memory.swap.max", "50"), ("cpu.weight", "39"), ("cpu.max", "50000 100000")];
+        let want =
+            [("memory.max", "100"), ("memory.swap.max", "50"), ("cpu.weight", "39"), ("cpu.max", "50000 100000")];
         assert_eq!(unified, want.map(|(file, value)| (file, value.to_owned())));
         let legacy = legacy_settings(&resources, &["cpu".to_owned(), "cpuacct".to_owned()]);
         let want = [("cpu.shares", "1024"), ("cpu.cfs_quota_us", "50000")];

@@ -9,9 +9,9 @@ use super::mounts::Prepared;
 use super::rootfs::{
     DEVICE_DIRECTORIES, DEVICE_LINKS, DEVICE_MODE, DEVICE_TYPE, DEVICES, HOST_DEVICES, device_mounts, device_tmpfs,
 };
-use solver::SecurityMode;
 use crate::sys::mount::MountAttributes;
 use crate::sys::spawn::MountCall;
+use solver::SecurityMode;
 
 /// Device nodes that have to come from the host.
 pub(super) fn of_host(host: &Host, security: SecurityMode) -> Result<Vec<Prepared>, SandboxError> {

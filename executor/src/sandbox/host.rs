@@ -41,8 +41,8 @@ impl Host {
             .map_err(SandboxError::call("open", "/proc/self/ns/mnt"))?;
         let this_process = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
             .map_err(SandboxError::setup("get a descriptor of this process"))?;
-        let capabilities = rustix::thread::capabilities(None)
-            .map_err(SandboxError::setup("read the capabilities of this process"))?;
+        let capabilities =
+            rustix::thread::capabilities(None).map_err(SandboxError::setup("read the capabilities of this process"))?;
         let host = Self {
             scratch,
             files: Mutex::new(HashMap::new()),
@@ -104,7 +104,8 @@ impl Host {
         let path = self.root().join(format!("file-{}", files.len()));
         std::fs::write(&path, content).map_err(SandboxError::io("write", &path))?;
         // Whatever our umask is.
-        rustix::fs::chmod(&path, Mode::from_raw_mode(0o644)).map_err(SandboxError::call("change the mode of", &path))?;
+        rustix::fs::chmod(&path, Mode::from_raw_mode(0o644))
+            .map_err(SandboxError::call("change the mode of", &path))?;
         files.insert(content.to_owned(), path.clone());
         Ok(path)
     }

@@ -43,9 +43,7 @@ pub use command::DEFAULT_PATH;
 pub use error::SandboxError;
 pub use isolation::{Isolation, missing_privileges};
 pub use network::{HostNetwork, NetworkProvider};
-pub use spec::{
-    Exit, MemoryFile, MountSource, NotStarted, Resources, SandboxMount, SandboxSpec, Stdio, Writes,
-};
+pub use spec::{Exit, MemoryFile, MountSource, NotStarted, Resources, SandboxMount, SandboxSpec, Stdio, Writes};
 
 use control::{Control, Report};
 use host::Host;
@@ -87,12 +85,7 @@ impl Sandbox {
     ///
     /// # Cancellation
     /// By `cancel` or by dropping: everything is killed. Dropping waits for that, usually a few milliseconds.
-    pub async fn run(
-        &self,
-        spec: SandboxSpec,
-        log: Log<'_>,
-        cancel: &CancellationToken,
-    ) -> Result<Exit, SandboxError> {
+    pub async fn run(&self, spec: SandboxSpec, log: Log<'_>, cancel: &CancellationToken) -> Result<Exit, SandboxError> {
         let mut run = Run::start(Arc::clone(&self.host), spec)?;
         loop {
             tokio::select! {

@@ -119,18 +119,11 @@ impl Workshop<'_> {
     }
 
     /// A path in a merged chain of layers, with a throw-away upper directory if it is to be written.
-    fn layers(
-        &self,
-        index: usize,
-        lower: &[PathBuf],
-        path: &str,
-        writable: bool,
-    ) -> Result<OwnedFd, SandboxError> {
+    fn layers(&self, index: usize, lower: &[PathBuf], path: &str, writable: bool) -> Result<OwnedFd, SandboxError> {
         // An overlay without an upper directory needs two lower ones; the empty one changes nothing.
         let mut all = vec![self.empty];
         all.extend(lower.iter().map(PathBuf::as_path));
-        let (upper, work) =
-            (self.scratch.join(format!("upper-{index}")), self.scratch.join(format!("work-{index}")));
+        let (upper, work) = (self.scratch.join(format!("upper-{index}")), self.scratch.join(format!("work-{index}")));
         if writable {
             for directory in [&upper, &work] {
                 std::fs::create_dir(directory).map_err(SandboxError::io("create", directory))?;
@@ -170,8 +163,11 @@ impl Prepared {
     pub(super) fn host_file(path: &Path, target: &str, attributes: MountAttributes) -> Result<Self, SandboxError> {
         let fd = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
             .map_err(SandboxError::call("open", path))?;
-        let what = detach(fd.as_fd(), attributes, Reach::Mount)
-            .map_err(|errno| SandboxError::Mount { what: "a file".into(), target: target.to_owned(), errno })?;
+        let what = detach(fd.as_fd(), attributes, Reach::Mount).map_err(|errno| SandboxError::Mount {
+            what: "a file".into(),
+            target: target.to_owned(),
+            errno,
+        })?;
         Ok(Self { target: target.to_owned(), kind: PointKind::File, what, description: "a file" })
     }
 
@@ -259,8 +255,7 @@ pub(super) fn copy_root_metadata(lower: &[PathBuf], upper: &Path) -> Result<(), 
 
 /// A detached copy of the mount that `source` lies on, from `source` downwards.
 fn detach(source: BorrowedFd<'_>, attributes: MountAttributes, reach: Reach) -> Result<What, Errno> {
-    let mut flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     if reach == Reach::Tree {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
@@ -341,11 +336,7 @@ mod tests {
     use super::*;
 
     fn tmpfs(target: &str) -> SandboxMount {
-        SandboxMount {
-            target: target.to_owned(),
-            source: MountSource::Tmpfs { size_bytes: None },
-            read_only: false,
-        }
+        SandboxMount { target: target.to_owned(), source: MountSource::Tmpfs { size_bytes: None }, read_only: false }
     }
 
     #[test]

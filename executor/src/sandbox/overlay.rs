@@ -73,8 +73,7 @@ impl Overlay<'_> {
             ignore_unknown(rustix::mount::fsconfig_set_flag(context.as_fd(), flag))?;
         }
         rustix::mount::fsconfig_create(context.as_fd())?;
-        let mount =
-            rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+        let mount = rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
         rustix::mount::move_mount(mount.as_fd(), "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
         Ok(mount)
     }

@@ -38,7 +38,8 @@ pub(super) fn make_stubs<'a>(
             PointKind::Directory => Some(path.as_path()),
             PointKind::File => path.parent(),
         };
-        let made = directory.map_or(Ok(()), |directory| DirBuilder::new().recursive(true).mode(0o755).create(directory));
+        let made =
+            directory.map_or(Ok(()), |directory| DirBuilder::new().recursive(true).mode(0o755).create(directory));
         let made = made.and_then(|()| match kind {
             PointKind::Directory => Ok(()),
             PointKind::File => fs::OpenOptions::new().write(true).create(true).mode(0o644).open(&path).map(drop),
@@ -139,7 +140,8 @@ pub(super) fn remove_traces<'a>(
     made: &[MadePoint],
 ) -> Result<(), SandboxError> {
     for point in made.iter().rev() {
-        remove_made(upper, lower, point).map_err(SandboxError::io("remove mount point", upper.join(relative(&point.path))))?;
+        remove_made(upper, lower, point)
+            .map_err(SandboxError::io("remove mount point", upper.join(relative(&point.path))))?;
     }
     // Children sort after their parents.
     let candidates: BTreeSet<&Path> = stubs
@@ -243,7 +245,8 @@ mod tests {
     #[test]
     fn stubs_are_made_with_their_parents() {
         let root = tempfile::tempdir().unwrap();
-        let targets = [("/a/b/c", PointKind::Directory), ("/etc/hosts", PointKind::File), ("/a/b", PointKind::Directory)];
+        let targets =
+            [("/a/b/c", PointKind::Directory), ("/etc/hosts", PointKind::File), ("/a/b", PointKind::Directory)];
         make_stubs(root.path(), targets.into_iter()).unwrap();
         assert!(root.path().join("a/b/c").is_dir());
         assert!(root.path().join("etc/hosts").is_file());

@@ -7,8 +7,8 @@ use std::ffi::CString;
 
 use rustix::fs::{FileType, Mode};
 
-use solver::SecurityMode;
 use crate::sys::spawn::MountCall;
+use solver::SecurityMode;
 
 /// Hidden from a confined command, where they exist.
 pub(super) const MASKED: &[&str] = &[

@@ -33,9 +33,7 @@ use super::supervise::{Io, supervise};
 use super::terminal::Terminal;
 use super::{devices, limits, network, rootfs, seccomp};
 use crate::sys::mount::MountAttributes;
-use crate::sys::spawn::{
-    Capabilities, Child, Ended, Identity, LateMount, Plan, Session, SpawnError, Stage, spawn,
-};
+use crate::sys::spawn::{Capabilities, Child, Ended, Identity, LateMount, Plan, Session, SpawnError, Stage, spawn};
 use crate::view::passwd::{Accounts, AccountsError, RunUser};
 
 /// Docker's default set, `00000000a80425fb`.

@@ -170,9 +170,10 @@ fn remains(fixture: &Fixture) -> (usize, usize) {
     let needle = fixture.directory.path().to_str().unwrap();
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let mounts = mounts.lines().filter(|line| line.contains(needle)).count();
-    let processes = fs::read_dir("/proc").unwrap().filter_map(Result::ok).filter(|entry| {
-        fs::read_to_string(entry.path().join("mountinfo")).is_ok_and(|mounts| mounts.contains(needle))
-    });
+    let processes = fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(Result::ok)
+        .filter(|entry| fs::read_to_string(entry.path().join("mountinfo")).is_ok_and(|mounts| mounts.contains(needle)));
     (mounts, processes.count())
 }
 
@@ -188,7 +189,10 @@ fn privileged_identity_and_confinement() {
     let zero = "0000000000000000";
     assert_eq!(fixture.run(&spec).unwrap().output, format!("{zero} {zero} {zero} 00000000a80425fb {zero} "));
 
-    assert_eq!(fixture.clean("echo $$ /proc/[0-9]* /dev/mqueue/*; umask; hostname"), "1 /proc/1 /dev/mqueue/*\n0022\nbuildkitsandbox\n");
+    assert_eq!(
+        fixture.clean("echo $$ /proc/[0-9]* /dev/mqueue/*; umask; hostname"),
+        "1 /proc/1 /dev/mqueue/*\n0022\nbuildkitsandbox\n"
+    );
     assert_eq!(fixture.clean("cat; tty; [ -t 1 ]; echo $?"), "not a tty\n1\n");
     // The filter: mounting, new namespaces and the like are refused, ordinary life goes on.
     for refused in ["mount -t tmpfs x /tmp", "unshare -m true", "unshare -U true", "hostname other", "umount /proc"] {
@@ -373,7 +377,11 @@ fn privileged_binds_caches_tmpfs_and_secrets() {
         mount("/src", bind("/", Writes::Vanish), true),
         mount("/deep/er/file", bind("/sub/b.txt", Writes::Vanish), true),
         mount("/rw", bind("/", Writes::Vanish), false),
-        mount("/cache", MountSource::Directory { root: cache.clone(), path: "/".to_owned(), writes: Writes::Stay }, false),
+        mount(
+            "/cache",
+            MountSource::Directory { root: cache.clone(), path: "/".to_owned(), writes: Writes::Stay },
+            false,
+        ),
         tmpfs("/m/in"),
         tmpfs("/m"),
     ];
@@ -474,9 +482,8 @@ fn privileged_32_bit_programs_run_under_the_filter() {
     }
     // `_exit(42)` by interrupt, and `unshare(CLONE_NEWNS)` whose result becomes the exit code.
     let exit_42: &[u8] = &[0xb8, 1, 0, 0, 0, 0xbb, 42, 0, 0, 0, 0xcd, 0x80];
-    let unshare: &[u8] = &[
-        0xb8, 0x36, 0x01, 0, 0, 0xbb, 0, 0, 2, 0, 0xcd, 0x80, 0xf7, 0xd8, 0x89, 0xc3, 0xb8, 1, 0, 0, 0, 0xcd, 0x80,
-    ];
+    let unshare: &[u8] =
+        &[0xb8, 0x36, 0x01, 0, 0, 0xbb, 0, 0, 2, 0, 0xcd, 0x80, 0xf7, 0xd8, 0x89, 0xc3, 0xb8, 1, 0, 0, 0, 0xcd, 0x80];
     for (code, want) in [(exit_42, 42), (unshare, libc::EPERM)] {
         let root = fixture.tree(&[]);
         fs::write(root.join("prog"), elf32(code)).unwrap();
@@ -604,7 +611,8 @@ fn privileged_many_at_once() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let runs: Vec<_> = (0..24)
         .map(|index| {
-            let (sandbox, spec) = (fixture.sandbox.clone(), fixture.shell(&format!("echo {index}; yes | head -c 300000 > /f")));
+            let (sandbox, spec) =
+                (fixture.sandbox.clone(), fixture.shell(&format!("echo {index}; yes | head -c 300000 > /f")));
             runtime.spawn(async move {
                 let mut output = Vec::new();
                 let mut log = |_: Stream, bytes: &[u8]| output.extend_from_slice(bytes);
@@ -639,9 +647,7 @@ fn privileged_cost_of_a_step() {
     let Some(fixture) = Fixture::new() else { return };
     let rounds = 50;
     for (name, network) in [("host network", NetworkMode::Host), ("own network", NetworkMode::None)] {
-        let specs: Vec<_> = (0..rounds)
-            .map(|_| SandboxSpec { network, ..fixture.shell("true") })
-            .collect();
+        let specs: Vec<_> = (0..rounds).map(|_| SandboxSpec { network, ..fixture.shell("true") }).collect();
         let runtime = runtime();
         let start = Instant::now();
         for spec in specs {

@@ -456,8 +456,7 @@ fn install_filter(filter: &[FilterInstruction]) -> Step {
     let Ok(len) = libc::c_ushort::try_from(filter.len()) else { return Err((Stage::Filter, libc::EINVAL)) };
     let program = libc::sock_fprog { len, filter: filter.as_ptr().cast_mut() };
     // SAFETY: `program` describes exactly the live slice; the kernel copies and only reads it.
-    let result =
-        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, ptr::from_ref(&program)) };
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, ptr::from_ref(&program)) };
     check(result, Stage::Filter)
 }
 
@@ -558,7 +557,11 @@ fn exec(program: &Program) -> c_int {
         let candidate: &CStr = candidate;
         // SAFETY: a NUL-terminated path and two null-terminated lists of live strings.
         unsafe {
-            libc::execve(candidate.as_ptr(), program.arguments.pointers.as_ptr(), program.environment.pointers.as_ptr());
+            libc::execve(
+                candidate.as_ptr(),
+                program.arguments.pointers.as_ptr(),
+                program.environment.pointers.as_ptr(),
+            );
         }
         match raw_errno() {
             libc::ENOENT | libc::ENOTDIR => {}

@@ -62,12 +62,7 @@ fn search(intervals: &[(u32, Rule)]) -> Vec<FilterInstruction> {
 }
 
 /// `if (accumulator <test> operand) { yes } else { no }`; both blocks end in a verdict.
-fn branch(
-    test: u32,
-    operand: u32,
-    yes: Vec<FilterInstruction>,
-    no: Vec<FilterInstruction>,
-) -> Vec<FilterInstruction> {
+fn branch(test: u32, operand: u32, yes: Vec<FilterInstruction>, no: Vec<FilterInstruction>) -> Vec<FilterInstruction> {
     let mut code = match u8::try_from(no.len()) {
         Ok(distance) => vec![instruction(test, distance, 0, operand)],
         // Conditional jumps reach 255 instructions; beyond that an unconditional one takes over.
