@@ -170,6 +170,12 @@ impl Stages {
     }
 
     fn copy_source(&self, from: &str, index: StageIdx) -> Result<Source, PlanError> {
+        if from.contains('$') {
+            return Err(PlanError::input(
+                "variable expansion is not supported for --from, define a new stage with FROM using ARG from global \
+                 scope as a workaround",
+            ));
+        }
         match from.parse::<i64>() {
             Ok(number) => match usize::try_from(number) {
                 Ok(number) if number < self.list.len() => Ok(Source::Stage(number)),

@@ -1,0 +1,113 @@
+//! A resolver with a few images, and requests that need nothing else.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+use oci::image::RootFs;
+use oci::{ContainerConfig, DiffId, Digest, HistoryEntry, ImageConfig, ImageRef, Platform};
+
+use crate::error::OpError;
+use crate::plan::{Plan, PlanError, PlanRequest, PlannedImage, SourceText, plan};
+use crate::progress::{Event, Progress, Step};
+use crate::traits::{ResolvedImage, Resolver};
+
+pub(super) const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Images by their normalised name with tag. Counts what it is asked.
+pub(super) struct Images {
+    configs: BTreeMap<String, ImageConfig>,
+    pub(super) asked: Mutex<Vec<String>>,
+}
+
+impl Images {
+    /// `busybox`, for linux/amd64.
+    pub(super) fn new() -> Self {
+        let mut images = Self { configs: BTreeMap::new(), asked: Mutex::default() };
+        images.add("busybox", busybox());
+        images
+    }
+
+    pub(super) fn add(&mut self, name: &str, config: ImageConfig) {
+        let reference = ImageRef::parse_normalized(name).unwrap().with_default_tag();
+        self.configs.insert(reference.to_string(), config);
+    }
+
+    /// Adds the image of a plan, as it would be found after it was built.
+    pub(super) fn add_built(&mut self, name: &str, image: &PlannedImage) {
+        let mut config = image.config.clone();
+        config.history = image.history.iter().map(|planned| planned.entry.clone()).collect();
+        let n_layers = config.history.iter().filter(|entry| !entry.empty_layer).count();
+        config.rootfs.diff_ids = (0..n_layers).map(|index| layer(&format!("{name} {index}"))).collect();
+        self.add(name, config);
+    }
+}
+
+fn layer(text: &str) -> DiffId {
+    DiffId::of_uncompressed(Digest::of(text.as_bytes()))
+}
+
+fn busybox() -> ImageConfig {
+    ImageConfig {
+        architecture: "amd64".to_owned(),
+        os: "linux".to_owned(),
+        config: ContainerConfig {
+            env: vec![PATH.to_owned()],
+            cmd: Some(vec!["sh".to_owned()]),
+            ..ContainerConfig::default()
+        },
+        history: vec![HistoryEntry { created_by: "rootfs".to_owned(), ..HistoryEntry::default() }],
+        rootfs: RootFs { diff_ids: vec![layer("busybox")], ..RootFs::default() },
+        ..ImageConfig::default()
+    }
+}
+
+#[async_trait]
+impl Resolver for Images {
+    async fn resolve_image(
+        &self,
+        reference: &ImageRef,
+        platform: &Platform,
+        _: &Step,
+    ) -> Result<ResolvedImage, OpError> {
+        self.asked.lock().unwrap().push(format!("{reference} {platform}"));
+        let Some(config) = self.configs.get(&reference.to_string()) else {
+            return Err(OpError::input(format!(
+                "failed to resolve source metadata for {reference}: {reference}: not found"
+            )));
+        };
+        let digest = Digest::of(&config.to_json());
+        Ok(ResolvedImage {
+            reference: reference.clone(),
+            top_digest: digest.clone(),
+            manifest: digest,
+            platform: config.platform(),
+            config: config.clone(),
+        })
+    }
+}
+
+pub(super) fn amd64() -> Platform {
+    Platform::new("linux", "amd64", None)
+}
+
+pub(super) fn request(dockerfile: &str) -> PlanRequest {
+    let source = SourceText { name: "Dockerfile".to_owned(), text: dockerfile.as_bytes().to_vec() };
+    let mut request = PlanRequest::new(source, amd64());
+    request.main_context = crate::plan::ContextKind::Local("context".to_owned());
+    request
+}
+
+/// Plans and returns the names of the steps that were shown on the way.
+pub(super) fn run(request: &PlanRequest, images: &Images) -> (Result<Plan, PlanError>, Vec<String>) {
+    let (sender, events) = std::sync::mpsc::sync_channel(1024);
+    let progress = Progress::new(sender);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let result = runtime.block_on(plan(request, images, &progress));
+    drop(progress);
+    let started = events.iter().filter_map(|event| match event {
+        Event::Started { name, .. } => Some(name),
+        _ => None,
+    });
+    (result, started.collect())
+}

@@ -1,0 +1,6 @@
+//! Whole plans: tables of Dockerfiles, folders with rendered graphs, and recorded builds of the reference builder.
+
+mod fake;
+mod goldens;
+mod recorded;
+mod tables;
