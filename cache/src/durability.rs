@@ -209,3 +209,127 @@ impl Stranger {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Key;
+    use crate::testing::{check, content, diff_id, image, record, reference, tree_with};
+
+    fn open(dir: &tempfile::TempDir, boot: &str) -> Store {
+        Store::open_in(&dir.path().join("store"), &BootId::named(boot)).unwrap()
+    }
+
+    #[test]
+    fn the_note_is_read_as_written_and_nothing_else_is_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("durable");
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
+        assert_eq!(read_durable(&file), 0);
+        for (epoch, expected) in [(7, 7), (3, 7), (i64::MAX, i64::MAX)] {
+            note_durable(&file, &path, epoch).unwrap();
+            assert_eq!(read_durable(&file), expected);
+        }
+        for text in ["", "rbuild durable epoch", &"x".repeat(DURABLE_LEN), &"9".repeat(DURABLE_LEN)] {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(read_durable(&File::open(&path).unwrap()), 0, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_was_synced_survives_a_power_cut_and_the_rest_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&dir, "first");
+        let old = store.commit_tree(tree_with(&store, "old"), content(1)).unwrap().layer;
+        store.put_record(&record(1, &old.id, "slot")).unwrap();
+        let old_blob = store.put_blob(b"old").unwrap();
+        store.sync().unwrap();
+        let new = store.commit_tree(tree_with(&store, "new"), content(2)).unwrap().layer;
+        store.put_record(&record(2, &new.id, "slot")).unwrap();
+        let new_blob = store.put_blob(b"new").unwrap();
+        let pulled = store.layer_for_diff_id(&diff_id(1)).unwrap().layer;
+        store.attach_tree(&pulled.id, tree_with(&store, "unpacked")).unwrap();
+        drop(store);
+
+        let same_boot = open(&dir, "first");
+        assert!(same_boot.find_record(&Key([2; 32])).unwrap().is_some(), "no power cut, nothing is lost");
+        drop(same_boot);
+
+        let store = open(&dir, "second");
+        assert!(store.find_record(&Key([1; 32])).unwrap().is_some());
+        assert!(store.find_record(&Key([2; 32])).unwrap().is_none());
+        assert!(store.layer(&new.id).unwrap().is_none());
+        assert!(store.read_blob(&old_blob).unwrap().is_some());
+        assert!(store.blob_path(&new_blob).is_none());
+        assert!(!store.inner.layout.blob(&new_blob).exists() && !store.inner.layout.layer_dir(&new.id).exists());
+        assert_eq!(store.layer_for_diff_id(&diff_id(1)).unwrap().tree, None);
+        check(&store);
+        // Life goes on in the new boot.
+        let next = store.commit_tree(tree_with(&store, "next"), content(3)).unwrap().layer;
+        store.sync().unwrap();
+        drop(store);
+        assert!(open(&dir, "third").layer(&next.id).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_named_image_is_durable_with_all_it_needs() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&dir, "first");
+        let layer = store.commit_tree(tree_with(&store, "x"), content(1)).unwrap().layer;
+        store.set_diff_id(&layer.id, &diff_id(1), 10).unwrap();
+        let target = image(&store, 1);
+        store.tag(&reference("app"), &target).unwrap();
+        let dangling = image(&store, 2);
+        store.keep_dangling(&dangling).unwrap();
+        drop(store);
+        let store = open(&dir, "second");
+        assert_eq!(store.images().unwrap().len(), 1, "the dangling image was not synced");
+        assert!(store.read_blob(&target.digest).unwrap().is_some());
+        assert!(store.layer(&layer.id).unwrap().unwrap().tree.is_some());
+        check(&store);
+    }
+
+    #[test]
+    fn files_that_appeared_behind_the_index_are_not_believed_after_a_power_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&dir, "first");
+        store.put_blob(b"x").unwrap();
+        store.sync().unwrap();
+        let torn = store.inner.layout.blob(&Digest::of(b"torn"));
+        std::fs::write(&torn, "to").unwrap();
+        drop(store);
+        let store = open(&dir, "second");
+        assert!(!torn.exists());
+        check(&store);
+    }
+
+    #[test]
+    fn an_index_rebuilt_after_a_power_cut_believes_only_synced_trees() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&dir, "first");
+        let synced = store.commit_tree(tree_with(&store, "a"), content(1)).unwrap().layer;
+        store.sync().unwrap();
+        let torn = store.commit_tree(tree_with(&store, "b"), content(2)).unwrap().layer;
+        drop(store);
+        std::fs::remove_dir_all(dir.path().join("store/index-v1")).unwrap();
+        let store = open(&dir, "second");
+        assert!(store.layer(&synced.id).unwrap().is_some());
+        assert!(store.layer(&torn.id).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_sync_with_nothing_to_do_does_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&dir, "first");
+        store.put_blob(b"x").unwrap();
+        store.sync().unwrap();
+        let durable = durable_epoch(&store.inner.layout);
+        store.sync().unwrap();
+        store.put_blob(b"x").unwrap();
+        store.sync().unwrap();
+        assert_eq!(durable_epoch(&store.inner.layout), durable);
+        store.put_blob(b"y").unwrap();
+        store.sync().unwrap();
+        assert!(durable_epoch(&store.inner.layout) > durable);
+    }
+}

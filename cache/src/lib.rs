@@ -19,6 +19,8 @@ mod layers;
 mod layout;
 mod lease;
 mod locks;
+#[cfg(test)]
+mod model;
 mod mounts;
 mod rebuild;
 mod records;
