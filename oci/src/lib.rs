@@ -6,6 +6,7 @@
 pub mod digest;
 pub mod image;
 pub mod layer;
+pub mod layout;
 pub mod media_type;
 pub mod platform;
 pub mod reference;
