@@ -1,9 +1,13 @@
 //! `--name=value` before the arguments: how they are split off, and which ones an instruction takes. Spec: §1.5.
 
+use std::borrow::Cow;
+
 use nom::Parser;
 use nom::branch::alt;
-use nom::character::complete::{anychar, char, satisfy};
-use nom::combinator::{eof, value};
+use nom::bytes::complete::take_while1;
+use nom::character::complete::{anychar, char};
+use nom::combinator::{eof, recognize, value};
+use nom::error::Error;
 use nom::multi::fold_many0;
 use nom::sequence::preceded;
 
@@ -41,37 +45,30 @@ pub(crate) fn split_flags(mut rest: &str, escape: char) -> (Vec<RawFlag>, &str) 
 }
 
 /// One word: quotes of both kinds group and vanish, the escape takes the next character as it is.
-fn flag_word<'a>(escape: char) -> impl Parser<&'a str, Output = String, Error = nom::error::Error<&'a str>> {
-    let is_plain = move |c: char| c != escape && c != '\'' && c != '"' && !c.is_whitespace();
-    let plain = satisfy(is_plain).map(String::from);
-    fold_many0(alt((escaped(escape), quoted('\'', escape), quoted('"', escape), plain)), String::new, join)
+fn flag_word<'a>(escape: char) -> impl Parser<&'a str, Output = String, Error = Error<&'a str>> {
+    let plain = take_while1(move |c: char| c != escape && c != '\'' && c != '"' && !c.is_whitespace());
+    let piece =
+        alt((plain.map(Cow::Borrowed), escaped(escape).map(Cow::Borrowed), quoted('\'', escape), quoted('"', escape)));
+    fold_many0(piece, String::new, |mut word, piece| {
+        word.push_str(&piece);
+        word
+    })
 }
 
 /// An escaped character; nothing when the escape is the last character.
-fn escaped<'a>(escape: char) -> impl Parser<&'a str, Output = String, Error = nom::error::Error<&'a str>> {
-    preceded(char(escape), alt((anychar.map(String::from), value(String::new(), eof))))
+fn escaped<'a>(escape: char) -> impl Parser<&'a str, Output = &'a str, Error = Error<&'a str>> {
+    preceded(char(escape), alt((recognize(anychar), eof)))
 }
 
 /// From a quote to its partner, or to the end.
-fn quoted<'a>(quote: char, escape: char) -> impl Parser<&'a str, Output = String, Error = nom::error::Error<&'a str>> {
-    let content = fold_many0(alt((escaped(escape), none_of_these(quote, escape))), String::new, join);
-    (char(quote), content, closing(quote)).map(|(_, content, ())| content)
-}
-
-fn none_of_these<'a>(
-    quote: char,
-    escape: char,
-) -> impl Parser<&'a str, Output = String, Error = nom::error::Error<&'a str>> {
-    satisfy(move |c| c != quote && c != escape).map(String::from)
-}
-
-fn closing<'a>(quote: char) -> impl Parser<&'a str, Output = (), Error = nom::error::Error<&'a str>> {
-    alt((value((), char(quote)), value((), eof)))
-}
-
-fn join(mut text: String, piece: String) -> String {
-    text.push_str(&piece);
-    text
+fn quoted<'a>(quote: char, escape: char) -> impl Parser<&'a str, Output = Cow<'a, str>, Error = Error<&'a str>> {
+    let plain = take_while1(move |c| c != quote && c != escape);
+    let content = fold_many0(alt((plain, escaped(escape))), String::new, |mut text, piece| {
+        text.push_str(piece);
+        text
+    });
+    let closing = alt((value((), char(quote)), value((), eof)));
+    (char(quote), content, closing).map(|(_, content, ())| Cow::Owned(content))
 }
 
 /// What values a flag takes.

@@ -223,8 +223,8 @@ pub fn check_syntax(raw: &str) -> Result<(), MountError> {
 pub fn from_of(raw: &str) -> Option<String> {
     let fields = csv::fields(raw).ok()?;
     let pairs = fields.iter().filter_map(|field| field.split_once('='));
-    let values = pairs.filter(|(key, _)| key.eq_ignore_ascii_case("from")).map(|(_, value)| value);
-    values.last().map(str::to_owned).and_then(non_empty)
+    let mut values = pairs.filter(|(key, _)| key.eq_ignore_ascii_case("from")).map(|(_, value)| value);
+    values.next_back().map(str::to_owned).and_then(non_empty)
 }
 
 /// Parses a mount. `expand` is called for every value except that of `from`, in order.

@@ -22,32 +22,29 @@ pub(crate) fn split_blanks(text: &str) -> Vec<String> {
 /// to remove; an escape at the very end is dropped. A quote that is not closed reaches to the end. Spec: §2.4.
 pub(crate) fn split_words(text: &str, escape: char) -> Vec<String> {
     let mut words = Vec::new();
-    let mut word = String::new();
+    let mut start = None;
     let mut quote = None;
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
+    let mut chars = text.char_indices();
+    while let Some((at, c)) = chars.next() {
         match quote {
             None if c.is_whitespace() => {
-                if !word.is_empty() {
-                    words.push(std::mem::take(&mut word));
-                }
+                words.extend(start.take().map(|start| text[start..at].to_owned()));
                 continue;
             }
             None if c == '\'' || c == '"' => quote = Some(c),
             Some(open) if c == open => quote = None,
             _ => {}
         }
-        if c == escape && quote != Some('\'') {
-            let Some(escaped) = chars.next() else { break };
-            word.push(c);
-            word.push(escaped);
-        } else {
-            word.push(c);
+        if c == escape && quote != Some('\'') && chars.next().is_none() {
+            let word = &text[start.unwrap_or(at)..at];
+            if !word.is_empty() {
+                words.push(word.to_owned());
+            }
+            return words;
         }
+        start = start.or(Some(at));
     }
-    if !word.is_empty() {
-        words.push(word);
-    }
+    words.extend(start.map(|start| text[start..].to_owned()));
     words
 }
 

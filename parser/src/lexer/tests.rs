@@ -117,8 +117,10 @@ fn physical_lines_have_a_limit_and_logical_ones_do_not() {
     assert_eq!(lex(&long).unwrap().lines[0].text.len(), 4 + 9 * 20_000 + 1);
 }
 
-/// What is known about the heredocs of a line: name, expand, strip, fd.
-fn delimiters(line: &str) -> Vec<(String, bool, bool, u32)> {
+/// What is known about a heredoc: name, expand, strip, fd.
+type Known<S> = (S, bool, bool, u32);
+
+fn delimiters(line: &str) -> Vec<Known<String>> {
     let words = crate::expand::heredoc_candidates(line).unwrap_or_default();
     let found = words.iter().filter_map(|word| heredoc_word(word).unwrap());
     found.map(|heredoc| (heredoc.name, heredoc.expand, heredoc.strip_tabs, heredoc.fd)).collect()
@@ -126,7 +128,7 @@ fn delimiters(line: &str) -> Vec<(String, bool, bool, u32)> {
 
 #[test]
 fn heredoc_words() {
-    let table: &[(&str, Option<(&str, bool, bool, u32)>)] = &[
+    let table: &[(&str, Option<Known<&str>>)] = &[
         ("<<EOF", Some(("EOF", true, false, 0))),
         ("<<-EOF", Some(("EOF", true, true, 0))),
         ("<<'EOF'", Some(("EOF", false, false, 0))),

@@ -42,11 +42,7 @@ fn keywords_of(node: &Node) -> Option<(&str, &str)> {
 
 /// A keyword of mixed case asks nothing of the other.
 fn agree(from: &str, as_: &str) -> bool {
-    match case_of(from) {
-        Some(Case::Upper) => as_.to_uppercase() == as_,
-        Some(Case::Lower) => as_.to_lowercase() == as_,
-        None => true,
-    }
+    case_of(from).is_none_or(|case| case_of(as_) == Some(case))
 }
 
 /// What the comments above an ARG say.
@@ -119,14 +115,13 @@ enum Case {
     Lower,
 }
 
-/// `None` for mixed case.
+/// `None` for mixed case. Keywords that are known have ASCII letters only.
 fn case_of(keyword: &str) -> Option<Case> {
-    if keyword.to_uppercase() == keyword {
-        Some(Case::Upper)
-    } else if keyword.to_lowercase() == keyword {
-        Some(Case::Lower)
-    } else {
-        None
+    let has = |test: fn(&u8) -> bool| keyword.as_bytes().iter().any(test);
+    match (has(u8::is_ascii_uppercase), has(u8::is_ascii_lowercase)) {
+        (true, true) => None,
+        (false, true) => Some(Case::Lower),
+        (_, false) => Some(Case::Upper),
     }
 }
 

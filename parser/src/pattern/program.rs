@@ -160,8 +160,12 @@ impl Program {
         self.close(&mut states);
         for c in path.chars() {
             next.clear();
-            states.for_each(|state| self.step(state, c, &mut next));
-            if next.is_empty() {
+            let mut from = 0;
+            while let Some(state) = states.first_from(from) {
+                self.step(state, c, &mut next);
+                from = state + 1;
+            }
+            if next.first_from(0).is_none() {
                 return false;
             }
             self.close(&mut next);
@@ -190,23 +194,22 @@ impl Program {
 
     /// Adds the states that are reached without reading. They lie behind their origins, so that one sweep is enough.
     fn close(&self, states: &mut States) {
-        for (state, token) in self.tokens.iter().enumerate() {
-            if !states.contains(state) {
-                continue;
-            }
-            match token {
-                Token::Star | Token::Rest => states.insert(state + 1),
-                Token::Deep => {
+        let mut from = 0;
+        while let Some(state) = states.first_from(from) {
+            match self.tokens.get(state) {
+                Some(Token::Star | Token::Rest) => states.insert(state + 1),
+                Some(Token::Deep) => {
                     states.insert(state + 1);
                     states.insert(state + 2);
                 }
                 _ => {}
             }
+            from = state + 1;
         }
     }
 }
 
-/// A set of small numbers.
+/// A set of small numbers. Most patterns have fewer than 64 states, which need no allocation.
 struct States {
     first: u64,
     others: Vec<u64>,
@@ -217,17 +220,13 @@ impl States {
         Self { first: 0, others: vec![0; n_states.saturating_sub(1) / 64] }
     }
 
-    fn word(&mut self, index: usize) -> &mut u64 {
-        if index == 0 { &mut self.first } else { &mut self.others[index - 1] }
-    }
-
     fn insert(&mut self, state: usize) {
-        *self.word(state / 64) |= 1 << (state % 64);
+        let word = if state < 64 { &mut self.first } else { &mut self.others[state / 64 - 1] };
+        *word |= 1 << (state % 64);
     }
 
     fn contains(&self, state: usize) -> bool {
-        let word = if state < 64 { self.first } else { self.others[state / 64 - 1] };
-        word >> (state % 64) & 1 == 1
+        self.first_from(state) == Some(state)
     }
 
     fn clear(&mut self) {
@@ -235,17 +234,17 @@ impl States {
         self.others.fill(0);
     }
 
-    fn is_empty(&self) -> bool {
-        self.first == 0 && self.others.iter().all(|word| *word == 0)
-    }
-
-    fn for_each(&self, mut visit: impl FnMut(usize)) {
-        for (index, word) in std::iter::once(&self.first).chain(&self.others).enumerate() {
-            let mut word = *word;
-            while word != 0 {
-                visit(index * 64 + word.trailing_zeros() as usize);
-                word &= word - 1;
+    /// The smallest number that is not below `from`.
+    fn first_from(&self, from: usize) -> Option<usize> {
+        let words = std::iter::once(&self.first).chain(&self.others).enumerate().skip(from / 64);
+        let mut mask = u64::MAX << (from % 64);
+        for (index, word) in words {
+            let masked = *word & mask;
+            if masked != 0 {
+                return Some(index * 64 + masked.trailing_zeros() as usize);
             }
+            mask = u64::MAX;
         }
+        None
     }
 }
