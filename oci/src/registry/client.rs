@@ -24,7 +24,7 @@ pub struct Client {
 }
 
 struct Shared {
-    options: ClientOptions,
+    options: Arc<ClientOptions>,
     http: HttpClients,
     auth: Authenticator,
     limits: Mutex<BTreeMap<String, HostLimit>>,
@@ -68,10 +68,15 @@ pub enum Notice<'a> {
     },
 }
 
-/// Requests in flight for a host. Small documents have a place of their own, so that a manifest never waits for layers.
+/// Endpoints that are still to be tried.
+pub(super) type Endpoints = std::vec::IntoIter<Endpoint>;
+
+/// Requests in flight for a host. Small documents have a place of their own, so that a manifest never waits for
+/// layers. Uploads have others than downloads, because an upload may be fed by a download from the same host.
 #[derive(Clone)]
 struct HostLimit {
-    any: Arc<Semaphore>,
+    downloads: Arc<Semaphore>,
+    uploads: Arc<Semaphore>,
     small: Arc<Semaphore>,
 }
 
@@ -80,16 +85,23 @@ struct HostLimit {
 pub(super) enum Slot {
     /// Manifests, configs, questions.
     Small,
-    /// Layers.
+    /// Layers that come.
     Data,
+    /// Layers that go.
+    Upload,
+    /// None: the caller holds one.
+    Held,
 }
+
+/// A place among the requests of a host, until dropped.
+pub(super) struct Place(#[expect(dead_code, reason = "held for its drop")] Option<OwnedSemaphorePermit>);
 
 impl Client {
     /// Makes a client. Does no I/O; certificates and credentials are read when the first request needs them.
     pub fn new(options: ClientOptions) -> Self {
         let auth = Authenticator::new(&options);
         let shared = Shared {
-            options,
+            options: Arc::new(options),
             http: HttpClients::new(),
             auth,
             limits: Mutex::new(BTreeMap::new()),
@@ -125,12 +137,15 @@ impl Client {
         self.shared.http.client_for(url, &endpoint.host, endpoint.verify, &self.shared.options).await
     }
 
-    /// The endpoints of a registry in order; for a host whose scheme is known by now, only that one.
-    pub(super) fn endpoints(&self, registry: &str, purpose: Purpose) -> Vec<Endpoint> {
+    /// The endpoint of a registry to ask first, and the others in order; for a host whose scheme is known by now, only
+    /// that one.
+    pub(super) fn endpoints(&self, registry: &str, purpose: Purpose) -> (Endpoint, Endpoints) {
         let mut list = endpoints(registry, purpose, &self.shared.options);
         let schemes = self.shared.schemes.lock().unwrap_or_else(PoisonError::into_inner);
         list.retain(|endpoint| schemes.get(&endpoint.host).is_none_or(|scheme| *scheme == endpoint.scheme));
-        list
+        let mut list = list.into_iter();
+        let first = list.next().expect("a registry has an endpoint, and a scheme that worked is one of its schemes");
+        (first, list)
     }
 
     /// Remembers that the host speaks this scheme.
@@ -139,45 +154,55 @@ impl Client {
         schemes.insert(endpoint.host.clone(), endpoint.scheme);
     }
 
-    /// Decides whether the next endpoint is asked after `error`; says so if it is.
+    /// Gives the endpoint to ask after `endpoint` has failed with `error`, and says so.
     ///
     /// A mirror may fail in any way. The registry itself is only asked in another scheme when there was no answer.
-    pub(super) fn falls_back(&self, endpoint: &Endpoint, next: Option<&Endpoint>, error: &RegistryError) -> bool {
-        let Some(next) = next else {
-            return false;
-        };
-        let falls_back = match error {
-            RegistryError::Local { .. } => false,
-            _ => endpoint.is_mirror || error.is_unreachable(),
-        };
-        if falls_back {
-            self.notify(&Notice::Fallback { error, next_host: &next.host });
+    ///
+    /// # Errors
+    /// Gives `error` back when there is no other endpoint, or none that could help.
+    pub(super) fn fall_back(
+        &self,
+        endpoint: &Endpoint,
+        others: &mut Endpoints,
+        error: RegistryError,
+    ) -> Result<Endpoint, RegistryError> {
+        let is_local = matches!(error, RegistryError::Local { .. });
+        if is_local || !(endpoint.is_mirror || error.is_unreachable()) {
+            return Err(error);
         }
-        falls_back
+        let Some(next) = others.next() else {
+            return Err(error);
+        };
+        self.notify(&Notice::Fallback { error: &error, next_host: &next.host });
+        Ok(next)
     }
 
-    /// Waits for a place among the requests of the host. Places are given in the order of asking.
-    pub(super) async fn place(&self, host: &str, slot: Slot) -> OwnedSemaphorePermit {
+    /// Waits for a place among the requests of the host. Places of a kind are given in the order of asking.
+    pub(super) async fn place(&self, host: &str, slot: Slot) -> Place {
         let limit = {
             let mut limits = self.shared.limits.lock().unwrap_or_else(PoisonError::into_inner);
             let most = self.shared.options.max_requests_per_host.max(1);
             limits.entry(host.to_owned()).or_insert_with(|| HostLimit::new(most)).clone()
         };
         let never_closed = "the semaphores of a host are never closed";
-        match slot {
-            Slot::Data => limit.any.acquire_owned().await.expect(never_closed),
+        let permit = match slot {
+            Slot::Held => return Place(None),
+            Slot::Data => limit.downloads.acquire_owned().await.expect(never_closed),
+            Slot::Upload => limit.uploads.acquire_owned().await.expect(never_closed),
             Slot::Small => tokio::select! {
                 biased;
                 permit = limit.small.acquire_owned() => permit.expect(never_closed),
-                permit = limit.any.acquire_owned() => permit.expect(never_closed),
+                permit = limit.downloads.acquire_owned() => permit.expect(never_closed),
             },
-        }
+        };
+        Place(Some(permit))
     }
 }
 
 impl HostLimit {
     fn new(most: usize) -> Self {
-        Self { any: Arc::new(Semaphore::new(most)), small: Arc::new(Semaphore::new(1)) }
+        let semaphore = |places| Arc::new(Semaphore::new(places));
+        Self { downloads: semaphore(most), uploads: semaphore(most), small: semaphore(1) }
     }
 }
 

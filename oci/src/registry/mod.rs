@@ -11,13 +11,14 @@
 //! Spec: `spec/engine.md` §4.2 and §4.3; OCI distribution-spec 1.1.
 
 mod auth;
+mod blob;
 mod challenge;
 mod client;
 mod credentials;
 mod error;
 mod hosts;
+mod manifest;
 mod options;
-mod pull;
 mod push;
 mod scopes;
 mod select;
@@ -27,10 +28,11 @@ mod tls;
 mod token;
 mod transport;
 
+pub use blob::{BlobSink, ChannelSink};
 pub use client::{Client, Notice, Observer};
 pub use error::{Attempt, Operation, RegistryError};
+pub use manifest::{MAX_MANIFEST_SIZE, Resolved};
 pub use options::{ClientOptions, Proxies, RetryPolicy};
-pub use pull::{BlobSink, ChannelSink, MAX_MANIFEST_SIZE, Resolved};
 pub use push::{BlobReader, Pushed};
 pub use select::select_platform;
 pub use tls::install_crypto_provider;

@@ -5,6 +5,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Pause before the first reconnection.
+const RECONNECT_DELAY: Duration = Duration::from_millis(50);
+
 /// How a [`Client`](super::Client) reaches registries. Hosts are written as in references: `host[:port]`.
 #[derive(Clone, Debug)]
 pub struct ClientOptions {
@@ -31,7 +34,7 @@ pub struct ClientOptions {
     pub proxies: Proxies,
     /// When to try again.
     pub retry: RetryPolicy,
-    /// Requests in flight for one host, small documents not counted.
+    /// Transfers in flight for one host, in each direction; one small request more may always be sent.
     pub max_requests_per_host: usize,
 }
 
@@ -51,7 +54,7 @@ pub struct Proxies {
 pub struct RetryPolicy {
     /// Times that one request is sent; a transfer that got further starts to count anew. At least 1.
     pub attempts: u32,
-    /// Pause before the second try; doubled each time.
+    /// Pause before the second try; doubled each time. After a broken connection a short one comes first.
     pub first_delay: Duration,
     /// The longest pause between tries.
     pub max_delay: Duration,
@@ -89,6 +92,11 @@ impl RetryPolicy {
         let doublings = failures.saturating_sub(1).min(16);
         self.first_delay.saturating_mul(1 << doublings).min(self.max_delay)
     }
+
+    /// The pause after the `failures`-th broken connection in a row: most are mended at once.
+    pub(super) fn reconnect_delay(&self, failures: u32) -> Duration {
+        if failures <= 1 { self.first_delay.min(RECONNECT_DELAY) } else { self.delay(failures - 1) }
+    }
 }
 
 impl Default for ClientOptions {
@@ -121,5 +129,7 @@ mod tests {
         let seconds: Vec<u64> = (1..=6).map(|failures| policy.delay(failures).as_secs()).collect();
         assert_eq!(seconds, [1, 2, 4, 8, 8, 8]);
         assert_eq!(policy.delay(u32::MAX), policy.max_delay);
+        let millis: Vec<u128> = (1..=4).map(|failures| policy.reconnect_delay(failures).as_millis()).collect();
+        assert_eq!(millis, [50, 1000, 2000, 4000]);
     }
 }

@@ -21,10 +21,9 @@ use tokio_util::io::ReaderStream;
 use super::client::{Client, Slot};
 use super::error::{Attempt, Operation, RegistryError, is_transient_status};
 use super::hosts::{Endpoint, Purpose};
-use super::pull::{attempt, endpoint_url};
 use super::scopes::Scopes;
 use super::tls::authority;
-use super::transport::{Body, Failure, Reply, Request, protocol};
+use super::transport::{Body, Failure, Reply, Request, attempt, endpoint_url, protocol};
 use crate::digest::Digest;
 use crate::image::Descriptor;
 use crate::reference::ImageRef;
@@ -54,12 +53,15 @@ pub enum Pushed {
 }
 
 /// A blob and what is needed to send it.
+#[derive(Clone, Copy)]
 struct Upload<'a> {
     target: &'a ImageRef,
     blob: &'a Descriptor,
     open: &'a (dyn Fn() -> io::Result<BlobReader> + Send + Sync),
-    progress: &'a mut (dyn FnMut(u64) + Send),
 }
+
+/// Is told the bytes sent so far.
+type Progress<'a> = &'a mut (dyn FnMut(u64) + Send);
 
 /// Where the bytes go.
 enum Session {
@@ -83,15 +85,14 @@ impl Client {
     /// # Errors
     /// [`RegistryError`]; absence is none.
     pub async fn blob_exists(&self, target: &ImageRef, digest: &Digest) -> Result<bool, RegistryError> {
-        let endpoints = self.endpoints(target.registry(), Purpose::Push);
-        for (at, endpoint) in endpoints.iter().enumerate() {
+        let (mut endpoint, mut others) = self.endpoints(target.registry(), Purpose::Push);
+        loop {
             let repository = endpoint.repository(target.repository());
-            match self.check_blob(endpoint, target, digest, &Scopes::pull(&repository)).await {
-                Err(error) if self.falls_back(endpoint, endpoints.get(at + 1), &error) => {}
-                outcome => return outcome,
+            match self.check_blob(&endpoint, target, digest, &Scopes::pull(&repository)).await {
+                Ok(exists) => return Ok(exists),
+                Err(error) => endpoint = self.fall_back(&endpoint, &mut others, error)?,
             }
         }
-        unreachable!("a registry has at least one endpoint, and the last one returns")
     }
 
     /// Brings a blob into the repository of `target`, sending it only if there is no other way.
@@ -113,16 +114,15 @@ impl Client {
         mounts: &[String],
         mut progress: impl FnMut(u64) + Send,
     ) -> Result<Pushed, RegistryError> {
-        let endpoints = self.endpoints(target.registry(), Purpose::Push);
+        let (mut endpoint, mut others) = self.endpoints(target.registry(), Purpose::Push);
         let mount = best_mount(target.repository(), mounts);
-        let mut upload = Upload { target, blob, open, progress: &mut progress };
-        for (at, endpoint) in endpoints.iter().enumerate() {
-            match self.push_blob_at(endpoint, mount, &mut upload).await {
-                Err(error) if self.falls_back(endpoint, endpoints.get(at + 1), &error) => {}
-                outcome => return outcome,
+        let upload = Upload { target, blob, open };
+        loop {
+            match self.push_blob_at(&endpoint, mount, upload, &mut progress).await {
+                Ok(pushed) => return Ok(pushed),
+                Err(error) => endpoint = self.fall_back(&endpoint, &mut others, error)?,
             }
         }
-        unreachable!("a registry has at least one endpoint, and the last one returns")
     }
 
     /// [`push_blob`](Self::push_blob) for bytes in memory, such as an image config.
@@ -154,14 +154,13 @@ impl Client {
         bytes: Bytes,
     ) -> Result<Descriptor, RegistryError> {
         let manifest = Descriptor::new(media_type, Digest::of(&bytes), bytes.len() as u64);
-        let endpoints = self.endpoints(target.registry(), Purpose::Push);
-        for (at, endpoint) in endpoints.iter().enumerate() {
-            match self.push_manifest_at(endpoint, target, &manifest, &bytes).await {
-                Err(error) if self.falls_back(endpoint, endpoints.get(at + 1), &error) => {}
-                outcome => return outcome.map(|()| manifest),
+        let (mut endpoint, mut others) = self.endpoints(target.registry(), Purpose::Push);
+        loop {
+            match self.push_manifest_at(&endpoint, target, &manifest, &bytes).await {
+                Ok(()) => return Ok(manifest),
+                Err(error) => endpoint = self.fall_back(&endpoint, &mut others, error)?,
             }
         }
-        unreachable!("a registry has at least one endpoint, and the last one returns")
     }
 
     async fn push_manifest_at(
@@ -213,7 +212,8 @@ impl Client {
         &self,
         endpoint: &Endpoint,
         mount: Option<&str>,
-        upload: &mut Upload<'_>,
+        upload: Upload<'_>,
+        progress: Progress<'_>,
     ) -> Result<Pushed, RegistryError> {
         let attempt = attempt(Operation::UploadBlob, endpoint, upload.target, upload.blob.digest.to_string());
         let repository = endpoint.repository(upload.target.repository());
@@ -238,7 +238,7 @@ impl Client {
                 return Err(protocol(&attempt, "it answers 201 to the start of an upload"));
             };
             let request = upload_request(endpoint, &attempt, &repository, &scopes, Method::PUT, url);
-            let error = match self.put_blob(&request, upload).await {
+            let error = match self.put_blob(&request, upload, progress).await {
                 Ok(()) => return Ok(Pushed::Uploaded),
                 Err(Stop::Unauthorized(reply)) if !answered_challenge => {
                     answered_challenge = true;
@@ -281,7 +281,7 @@ impl Client {
     async fn mount(
         &self,
         endpoint: &Endpoint,
-        upload: &Upload<'_>,
+        upload: Upload<'_>,
         attempt: &Arc<Attempt>,
         from: &str,
     ) -> Result<Option<Session>, RegistryError> {
@@ -304,7 +304,7 @@ impl Client {
     async fn open_session(
         &self,
         endpoint: &Endpoint,
-        upload: &Upload<'_>,
+        upload: Upload<'_>,
         attempt: &Arc<Attempt>,
         scopes: &Scopes,
     ) -> Result<Session, RegistryError> {
@@ -319,21 +319,21 @@ impl Client {
     }
 
     /// Sends the whole blob once.
-    async fn put_blob(&self, request: &Request<'_>, upload: &mut Upload<'_>) -> Result<(), Stop> {
+    async fn put_blob(&self, request: &Request<'_>, upload: Upload<'_>, progress: Progress<'_>) -> Result<(), Stop> {
         let mut request = request.clone();
         request.url.query_pairs_mut().append_pair("digest", &upload.blob.digest.to_string());
-        request.slot = if upload.blob.size_bytes > CHUNK_SIZE as u64 { Slot::Data } else { Slot::Small };
+        request.slot = if upload.blob.size_bytes > CHUNK_SIZE as u64 { Slot::Upload } else { Slot::Small };
         let is_home = authority(&request.url) == request.endpoint.host;
         let authorization = if is_home { self.authorization(request.need()).await.map_err(Stop::Fatal)? } else { None };
 
         let local = |reason: String| RegistryError::Local { attempt: request.attempt.clone(), reason };
         let reader = (upload.open)().map_err(|error| Stop::Fatal(local(error.to_string())))?;
-        let source = Arc::new(Source::default());
-        let body = source.clone().stream(reader, upload.blob.size_bytes);
+        let source = Arc::new(Source::new(upload.blob.size_bytes));
+        let body = source.clone().stream(reader);
         let place = self.place(&request.endpoint.host, request.slot).await;
         let body = Body::Stream(body, upload.blob.size_bytes);
         let answer = self.send_placed(place, &request, authorization, body);
-        let outcome = self.watch(answer, &source, &request, upload).await;
+        let outcome = self.watch(answer, &source, request.attempt, progress).await;
         if let Some(reason) = source.error.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return Err(Stop::Fatal(local(reason)));
         }
@@ -344,7 +344,7 @@ impl Client {
         };
         match reply.status() {
             status if status.is_success() => {
-                (upload.progress)(upload.blob.size_bytes);
+                progress(upload.blob.size_bytes);
                 Ok(())
             }
             StatusCode::UNAUTHORIZED => Err(Stop::Unauthorized(reply)),
@@ -363,8 +363,8 @@ impl Client {
         &self,
         answer: impl Future<Output = Result<Reply, Failure>>,
         source: &Source,
-        request: &Request<'_>,
-        upload: &mut Upload<'_>,
+        attempt: &Arc<Attempt>,
+        progress: Progress<'_>,
     ) -> Result<Reply, Failure> {
         let mut answer = std::pin::pin!(answer);
         let mut ticks = tokio::time::interval(WATCH_INTERVAL);
@@ -378,15 +378,15 @@ impl Client {
             let now_sent = source.sent_bytes.load(Ordering::Relaxed);
             if now_sent != sent_bytes {
                 (sent_bytes, moved_at) = (now_sent, Instant::now());
-                (upload.progress)(sent_bytes);
+                progress(sent_bytes);
             }
-            let is_complete = sent_bytes == upload.blob.size_bytes;
+            let is_complete = sent_bytes == source.len;
             let patience = if is_complete { COMMIT_TIMEOUT } else { self.options().retry.stall_timeout };
             if moved_at.elapsed() > patience {
                 return Err(Failure::Broken(RegistryError::Interrupted {
-                    attempt: request.attempt.clone(),
+                    attempt: attempt.clone(),
                     transferred_bytes: sent_bytes,
-                    total_bytes: upload.blob.size_bytes,
+                    total_bytes: source.len,
                     reason: "the upload stands still".to_owned(),
                 }));
             }
@@ -395,19 +395,24 @@ impl Client {
 }
 
 /// What an upload's body tells those outside of it.
-#[derive(Default)]
 struct Source {
+    /// Bytes that must come.
+    len: u64,
     sent_bytes: AtomicU64,
     error: Mutex<Option<String>>,
 }
 
 impl Source {
+    fn new(len: u64) -> Self {
+        Self { len, sent_bytes: AtomicU64::new(0), error: Mutex::new(None) }
+    }
+
     /// A body of exactly `len` bytes from `reader`; notes every byte, and why it ended too early.
-    fn stream(self: Arc<Self>, reader: BlobReader, len: u64) -> reqwest::Body {
+    fn stream(self: Arc<Self>, reader: BlobReader) -> reqwest::Body {
         let chunks = ReaderStream::with_capacity(reader, CHUNK_SIZE);
         let end = futures_util::stream::once(async { Ok(Bytes::new()) });
         let checked = chunks.chain(end).map(move |chunk| {
-            chunk.and_then(|chunk| self.count(chunk, len)).inspect_err(|error| {
+            chunk.and_then(|chunk| self.count(chunk)).inspect_err(|error| {
                 *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
             })
         });
@@ -415,7 +420,8 @@ impl Source {
     }
 
     /// Counts a chunk; the empty one is the end.
-    fn count(&self, chunk: Bytes, len: u64) -> io::Result<Bytes> {
+    fn count(&self, chunk: Bytes) -> io::Result<Bytes> {
+        let len = self.len;
         let sent = self.sent_bytes.load(Ordering::Relaxed) + chunk.len() as u64;
         if sent > len || chunk.is_empty() && sent < len {
             let relation = if sent > len { "more than" } else { "only" };

@@ -63,7 +63,7 @@ impl HttpClients {
         url: &Url,
         host: &str,
         verify: bool,
-        options: &ClientOptions,
+        options: &Arc<ClientOptions>,
     ) -> Result<reqwest::Client, RegistryError> {
         let is_tls = url.scheme() == "https";
         let route = Route { is_tls, target: authority(url), named_by: host.to_owned(), verify: verify || !is_tls };
@@ -76,31 +76,40 @@ impl HttpClients {
         Ok(client)
     }
 
-    async fn build(&self, route: &Route, options: &ClientOptions) -> Result<reqwest::Client, RegistryError> {
+    async fn build(&self, route: &Route, options: &Arc<ClientOptions>) -> Result<reqwest::Client, RegistryError> {
         let roots = if route.is_tls && route.verify {
             self.system_roots.get_or_try_init(|| load_system_roots(options)).await?.clone()
         } else {
             Arc::new(RootCertStore::empty())
         };
-        let tls = tls_config(route, roots, options)?;
-        let mut builder = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            // Several connections move layers faster than one multiplexed connection does.
-            .http1_only()
-            .redirect(redirect::Policy::none())
-            .referer(false)
-            .no_proxy()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .user_agent(&options.user_agent);
-        if !is_this_machine(&route.target) {
-            for proxy in proxies(options)? {
-                builder = builder.proxy(proxy);
-            }
-        }
-        let unusable = |error: reqwest::Error| configuration("HTTP client settings", &error);
-        builder.build().map_err(unusable)
+        let (route, options) = (route.clone(), options.clone());
+        let build = move || build_client(&route, roots, &options);
+        tokio::task::spawn_blocking(build).await.map_err(|error| configuration("TLS settings", &error))?
     }
+}
+
+/// Makes the client of a route. Reads certificates.
+fn build_client(
+    route: &Route,
+    roots: Arc<RootCertStore>,
+    options: &ClientOptions,
+) -> Result<reqwest::Client, RegistryError> {
+    let mut builder = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls_config(route, roots, options)?)
+        // Several connections move layers faster than one multiplexed connection does.
+        .http1_only()
+        .redirect(redirect::Policy::none())
+        .referer(false)
+        .no_proxy()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .user_agent(&options.user_agent);
+    if !is_this_machine(&route.target) {
+        for proxy in proxies(options)? {
+            builder = builder.proxy(proxy);
+        }
+    }
+    builder.build().map_err(|error| configuration("HTTP client settings", &error))
 }
 
 /// `host[:port]` of a URL, as in references.

@@ -15,22 +15,22 @@ use reqwest::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use reqwest::{Method, Response, StatusCode, Url};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::auth::Need;
 use super::challenge::parse_challenges;
-use super::client::{Client, Notice, Slot};
-use super::error::{Attempt, RegistryError, is_transient_status, server_message};
+use super::client::{Client, Notice, Place, Slot};
+use super::error::{Attempt, Operation, RegistryError, is_transient_status, server_message};
 use super::hosts::Endpoint;
 use super::scopes::Scopes;
 use super::tls::authority;
+use crate::reference::ImageRef;
 
 /// Most redirects that one request follows.
 const MAX_REDIRECTS: usize = 10;
-/// Pause before a connection that could not be made is tried a second time: most such failures pass at once.
-const RECONNECT_DELAY: Duration = Duration::from_millis(50);
 /// Times that a connection is tried, at most: a host that is not there should be reported soon.
 const MAX_CONNECT_ATTEMPTS: u32 = 3;
+/// Why a connection that stays silent is given up.
+pub(super) const NO_DATA: &str = "no data in time";
 /// Limit of answers that hold a message or a token.
 pub(super) const MAX_SMALL_ANSWER: u64 = 1 << 20;
 
@@ -52,7 +52,7 @@ pub(super) struct Request<'a> {
 /// An answer, and the place among the host's requests that it keeps until its body is read.
 pub(super) struct Reply {
     pub(super) response: Response,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 /// A body to send.
@@ -128,16 +128,10 @@ impl Client {
                 }
                 Ok(reply) => return Ok(reply),
                 Err(Failure::Fatal(error)) => return Err(error),
-                Err(Failure::Broken(error)) => {
+                Err(Failure::Connect(error)) if failures + 1 >= MAX_CONNECT_ATTEMPTS => return Err(error),
+                Err(Failure::Broken(error) | Failure::Connect(error)) => {
                     failures += 1;
-                    (error, policy.delay(failures))
-                }
-                Err(Failure::Connect(error)) => {
-                    failures += 1;
-                    if failures >= MAX_CONNECT_ATTEMPTS {
-                        return Err(error);
-                    }
-                    (error, if failures == 1 { RECONNECT_DELAY } else { policy.delay(failures - 1) })
+                    (error, policy.reconnect_delay(failures))
                 }
             };
             self.pause_for(error, failures, delay).await?;
@@ -150,6 +144,11 @@ impl Client {
     /// Gives `error` back when there have been enough of them.
     pub(super) async fn pause(&self, error: RegistryError, failures: u32) -> Result<(), RegistryError> {
         self.pause_for(error, failures, self.options().retry.delay(failures)).await
+    }
+
+    /// [`pause`](Self::pause) after broken connections: they are mostly mended at once.
+    pub(super) async fn pause_after_break(&self, error: RegistryError, failures: u32) -> Result<(), RegistryError> {
+        self.pause_for(error, failures, self.options().retry.reconnect_delay(failures)).await
     }
 
     async fn pause_for(&self, error: RegistryError, failures: u32, delay: Duration) -> Result<(), RegistryError> {
@@ -189,7 +188,7 @@ impl Client {
     /// [`send_once`](Self::send_once) for a caller who has waited for the place.
     pub(super) async fn send_placed(
         &self,
-        place: OwnedSemaphorePermit,
+        place: Place,
         request: &Request<'_>,
         authorization: Option<HeaderValue>,
         body: Body,
@@ -244,7 +243,7 @@ impl Client {
             match tokio::time::timeout(self.options().retry.stall_timeout, answer).await {
                 Ok(answer) => answer,
                 Err(_) => {
-                    let reason = "no answer in time".to_owned();
+                    let reason = NO_DATA.to_owned();
                     return Err(Failure::Broken(RegistryError::Unreachable { attempt: attempt.clone(), reason }));
                 }
             }
@@ -280,6 +279,26 @@ fn redirect_target(response: &Response) -> Option<Url> {
     }
     let location = response.headers().get(LOCATION)?.to_str().ok()?;
     response.url().join(location).ok().filter(|url| matches!(url.scheme(), "http" | "https"))
+}
+
+/// Who is asked for what, for errors.
+pub(super) fn attempt(operation: Operation, endpoint: &Endpoint, reference: &ImageRef, object: String) -> Arc<Attempt> {
+    let repository = format!("{}/{}", reference.registry(), reference.repository());
+    Arc::new(Attempt { operation, host: endpoint.host.clone(), repository, object })
+}
+
+/// The URL of something in the repository of `reference`.
+pub(super) fn endpoint_url(
+    endpoint: &Endpoint,
+    reference: &ImageRef,
+    path: &str,
+    attempt: &Arc<Attempt>,
+) -> Result<Url, RegistryError> {
+    let no_url = || RegistryError::Configuration {
+        path: attempt.host.clone(),
+        reason: "it is not a host name with an optional port".to_owned(),
+    };
+    endpoint.url(reference.repository(), path).ok_or_else(no_url)
 }
 
 /// An error about an answer that breaks the protocol.

@@ -393,3 +393,45 @@ async fn a_sink_that_fails_ends_the_transfer() {
     assert_eq!(error.to_string(), format!("{}/a/b@{}: cannot write local data: disk full", fake.host(), blob.digest));
     assert_eq!(fake.server.seen().len(), 1);
 }
+
+#[tokio::test]
+async fn proxies_are_used_except_for_this_machine_and_named_hosts() {
+    let proxy = Server::start(|_| Answer::new(404)).await;
+    let mut options = options();
+    options.proxies.http = Some(format!("http://{}", proxy.host));
+    options.proxies.no_proxy = Some("direct.test".to_owned());
+    options.plain_http = ["far.test".to_owned(), "direct.test".to_owned()].into();
+    let client = Client::new(options);
+    let error = client.resolve(&reference("far.test", "a/b")).await.expect_err("the proxy has nothing");
+    assert!(error.is_not_found(), "{error:?}");
+    assert_eq!(proxy.lines(), ["HEAD http://far.test/v2/a/b/manifests/latest"]);
+    let error = client.resolve(&reference("direct.test", "a/b")).await.expect_err("no such host");
+    assert!(error.is_unreachable(), "{error:?}");
+    let local = Fake::start().await;
+    assert!(client.resolve(&reference(local.host(), "a/b")).await.expect_err("empty").is_not_found());
+    assert_eq!(proxy.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn layers_in_order_do_not_wait_for_each_other_after_a_break() {
+    let fake = Fake::start().await;
+    let layers: Vec<_> = (0..8_u8).map(|n| fake.add_blob("a/b", OCI_LAYER, &vec![n; 1 << 20])).collect();
+    // The first transfer breaks when all other places are taken by transfers that wait for the first.
+    fake.fault("GET", &layers[0].digest.to_string(), 3, |_, answer| Answer { cut_at: Some(1000), ..answer });
+    let client = client();
+    let image = reference(fake.host(), "a/b");
+    let turn = Arc::new(tokio::sync::Semaphore::new(0));
+    let mut transfers = tokio::task::JoinSet::new();
+    for (at, layer) in layers.into_iter().enumerate() {
+        let (client, image, turn) = (client.clone(), image.clone(), turn.clone());
+        transfers.spawn(async move {
+            let gate = if at == 0 { Arc::new(tokio::sync::Semaphore::new(1 << 20)) } else { turn.clone() };
+            let outcome = client.fetch_blob(&image, &layer, &mut Gated(gate), |_| ()).await;
+            turn.add_permits(1 << 20);
+            outcome
+        });
+        tokio::task::yield_now().await;
+    }
+    let all = tokio::time::timeout(Duration::from_secs(10), transfers.join_all()).await.expect("nobody waits forever");
+    assert!(all.into_iter().all(|outcome| outcome.is_ok()));
+}

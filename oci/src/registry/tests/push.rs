@@ -242,3 +242,34 @@ async fn uploads_that_stand_still_are_given_up() {
     );
     assert_eq!(fake.server.count("POST"), 2);
 }
+
+#[tokio::test]
+async fn pushes_fed_by_pulls_from_the_same_host_do_not_block_each_other() {
+    let fake = Fake::start().await;
+    fake.state().mounts = false;
+    let client = client();
+    let mut copies = tokio::task::JoinSet::new();
+    for n in 0..8_u8 {
+        let blob = fake.add_blob("from/here", OCI_LAYER, &vec![n; 1 << 20]);
+        let (client, host) = (client.clone(), fake.host().to_owned());
+        copies.spawn(async move {
+            let feeds = std::sync::Mutex::new(tokio::task::JoinSet::new());
+            let open = || -> io::Result<BlobReader> {
+                let (client, source, blob) = (client.clone(), reference(&host, "from/here"), blob.clone());
+                let (sender, receiver) = tokio::sync::mpsc::channel::<Bytes>(1);
+                let mut sink = crate::registry::ChannelSink(sender);
+                feeds
+                    .lock()
+                    .expect("no panic")
+                    .spawn(async move { client.fetch_blob(&source, &blob, &mut sink, |_| ()).await });
+                let chunks = futures_util::stream::unfold(receiver, |mut receiver| async {
+                    receiver.recv().await.map(|chunk| (io::Result::Ok(chunk), receiver))
+                });
+                Ok(Box::new(Box::pin(tokio_util::io::StreamReader::new(chunks))))
+            };
+            client.push_blob(&reference(&host, "team/app"), &blob, &open, &[], |_| ()).await
+        });
+    }
+    let all = tokio::time::timeout(std::time::Duration::from_secs(20), copies.join_all()).await.expect("an end");
+    assert!(all.into_iter().all(|outcome| matches!(outcome, Ok(Pushed::Uploaded))));
+}
