@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use oci::layer::{CodecError, StreamError};
+
 /// A layer that cannot be brought into another form.
 #[derive(Debug, thiserror::Error)]
 pub enum TreeError {
@@ -23,7 +25,7 @@ pub enum TreeError {
     Tar(#[from] oci::layer::LayerError),
     /// Hashing or compressing failed.
     #[error(transparent)]
-    Stream(#[from] oci::layer::StreamError),
+    Stream(#[from] StreamError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] cache::StoreError),
@@ -62,6 +64,18 @@ impl TreeError {
     /// A closure that names what was tried on `path`, for `map_err`.
     pub(super) fn io_at(operation: &'static str, path: &[u8]) -> impl FnOnce(rustix::io::Errno) -> Self {
         move |source| Self::io(operation, as_path(path), source)
+    }
+}
+
+impl From<TreeError> for solver::OpError {
+    /// Nobody but the machine, the registry or the maker of an image can mend these, except for a level that no codec has.
+    fn from(error: TreeError) -> Self {
+        let message = error.to_string();
+        match error {
+            TreeError::Stream(StreamError::Codec(CodecError::Level { .. })) => Self::input(message),
+            TreeError::Store(error) => error.into(),
+            _ => Self::environment(message),
+        }
     }
 }
 

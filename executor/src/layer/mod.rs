@@ -12,6 +12,8 @@ mod error;
 mod fix_up;
 pub mod lower;
 mod pack;
+#[cfg(test)]
+mod testing;
 mod tree_tar;
 mod unpack;
 mod walk;

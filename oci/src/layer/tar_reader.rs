@@ -333,6 +333,8 @@ impl Body {
             return Err("a sparse map does not match the stored size");
         }
         self.regions = map;
+        // GNU tar marks a hole at the end by an empty region.
+        self.regions.retain(|region| region.length > 0);
         self.start(size_bytes, sum);
         Ok(())
     }

@@ -252,6 +252,7 @@ fn sparse_files_of_gnu_tar_come_out_whole() {
         let mut member = reader.next_member().expect("reads").expect("an entry");
         let mut rebuilt = vec![0; usize::try_from(member.content.size_bytes()).expect("small")];
         while let Some((offset, bytes)) = member.content.next_data().expect("reads") {
+            assert!(!bytes.is_empty());
             let offset = usize::try_from(offset).expect("small");
             rebuilt[offset..offset + bytes.len()].copy_from_slice(bytes);
         }
