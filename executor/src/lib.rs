@@ -4,12 +4,9 @@
 #![deny(unsafe_code)]
 
 pub mod context;
-pub mod engine;
 pub mod export;
 pub mod files;
 pub mod layer;
-pub mod packer;
-pub mod run;
 pub mod sandbox;
 pub mod source;
 pub mod sys;

@@ -1,14 +1,18 @@
 //! Exporters: write the product. Spec: `spec/engine.md` §1.
 
+mod archive;
 mod assemble;
 mod local;
+mod tar;
 
 use std::path::PathBuf;
 
 use crate::view::ViewError;
 
 pub use assemble::{AssembledLayer, Assembly, ImageDocuments, MediaTypes, assemble};
+pub use archive::Archive;
 pub use local::{Exported, export_local};
+pub use tar::export_tar;
 
 /// Why an export failed.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +30,12 @@ pub enum ExportError {
     /// The root could not be read.
     #[error(transparent)]
     View(#[from] ViewError),
+    /// A layer's blob is not where it was put.
+    #[error("the store has lost the blob {digest}")]
+    LostBlob {
+        /// Which.
+        digest: oci::Digest,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] cache::StoreError),

@@ -1,0 +1,96 @@
+//! `type=tar`: the files of a root as one tar (`spec/engine.md` §1.14).
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io::{BufWriter, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+
+use oci::layer::{Entry, EntryKind, LayerError, TarWriter, Xattr};
+
+use super::ExportError;
+use crate::view::{DirView, Node, NodeKind, RootView};
+
+/// Bytes that are written at once.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// Writes every entry of `root`, in lexical order, with owners, hard links and all extended attributes. With an epoch,
+/// every entry has exactly that time.
+///
+/// # Errors
+/// [`ExportError`].
+pub fn export_tar(root: &RootView, out: impl Write, epoch: Option<i64>) -> Result<(), ExportError> {
+    let tar = TarWriter::new(BufWriter::with_capacity(BUFFER_BYTES, out));
+    let mut export = Export { tar, epoch, links: HashMap::new() };
+    export.directory(root.root(), &[])?;
+    let mut out = export.tar.finish().map_err(fault)?;
+    out.flush().map_err(|error| ExportError::io("write", "the tar", error))
+}
+
+struct Export<W: Write> {
+    tar: TarWriter<W>,
+    epoch: Option<i64>,
+    /// First path of each file that has several names.
+    links: HashMap<(u64, u64), Vec<u8>>,
+}
+
+impl<W: Write> Export<W> {
+    fn directory(&mut self, dir: &DirView, prefix: &[u8]) -> Result<(), ExportError> {
+        for (name, node) in dir.entries()? {
+            let path = [prefix, name.as_bytes()].concat();
+            self.entry(dir, &name, &node, &path)?;
+            if node.kind == NodeKind::Dir
+                && let Some(child) = dir.child_dir(&name)?
+            {
+                self.directory(&child, &[&path, b"/".as_slice()].concat())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, dir: &DirView, name: &OsStr, node: &Node, path: &[u8]) -> Result<(), ExportError> {
+        let first = match node.kind {
+            NodeKind::File if node.meta.n_links > 1 => self.links.get(&node.meta.inode).cloned(),
+            _ => None,
+        };
+        if first.is_none() && node.kind == NodeKind::File && node.meta.n_links > 1 {
+            self.links.insert(node.meta.inode, path.to_owned());
+        }
+        let target = match node.kind {
+            NodeKind::Symlink => dir.read_link(name)?.unwrap_or_default(),
+            _ => std::ffi::OsString::new(),
+        };
+        let (major, minor) = (rustix::fs::major(node.meta.rdev), rustix::fs::minor(node.meta.rdev));
+        let kind = match (&first, node.kind) {
+            (Some(first), _) => EntryKind::Hardlink { target: first },
+            (None, NodeKind::File) => EntryKind::Regular { size_bytes: node.meta.size_bytes },
+            (None, NodeKind::Socket) => EntryKind::Regular { size_bytes: 0 },
+            (None, NodeKind::Dir) => EntryKind::Directory,
+            (None, NodeKind::Symlink) => EntryKind::Symlink { target: target.as_bytes() },
+            (None, NodeKind::Fifo) => EntryKind::Fifo,
+            (None, NodeKind::CharDevice) => EntryKind::Char { major, minor },
+            (None, NodeKind::BlockDevice) => EntryKind::Block { major, minor },
+        };
+        let xattrs = dir.xattrs(name)?.unwrap_or_default().into_iter();
+        let xattrs: Vec<Xattr> =
+            xattrs.map(|(name, value)| Xattr { name: name.as_bytes().to_vec(), value }).collect();
+        let entry = Entry {
+            mode: node.meta.mode,
+            uid: node.meta.uid,
+            gid: node.meta.gid,
+            mtime_secs: self.epoch.unwrap_or(node.meta.mtime_s),
+            xattrs: &xattrs,
+            ..Entry::new(path, kind)
+        };
+        match (kind, dir.open_file(name)) {
+            (EntryKind::Regular { size_bytes }, Ok(Some(mut file))) if size_bytes > 0 => {
+                self.tar.append(&entry, &mut file as &mut dyn Read).map_err(fault)
+            }
+            (EntryKind::Regular { size_bytes }, Err(error)) if size_bytes > 0 => Err(error.into()),
+            _ => self.tar.append_bytes(&entry, &[]).map_err(fault),
+        }
+    }
+}
+
+fn fault(error: LayerError) -> ExportError {
+    ExportError::io("write", "the tar", std::io::Error::other(error))
+}
