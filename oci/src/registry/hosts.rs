@@ -57,6 +57,12 @@ impl Endpoint {
         Some(url)
     }
 
+    /// Whether a URL leads to this very endpoint, so that what is meant for it may go there.
+    pub(super) fn is_home_of(&self, url: &Url) -> bool {
+        let own = Url::parse(&format!("{}://{}/", self.scheme, self.host));
+        own.is_ok_and(|own| own.origin() == url.origin())
+    }
+
     /// The names under which credential files may keep this host, the one to ask helpers with first.
     pub(super) fn credential_keys(&self) -> Vec<&str> {
         if self.host == DEFAULT_REGISTRY_HOST {
@@ -151,6 +157,23 @@ mod tests {
         ];
         for (registry, expected) in cases {
             assert_eq!(urls(registry, Purpose::Pull, &options), expected, "{registry}");
+        }
+    }
+
+    #[test]
+    fn only_the_same_origin_is_home() {
+        let endpoint = |host: &str| endpoints(host, Purpose::Push, &ClientOptions::default()).remove(0);
+        let cases = [
+            ("r.example", "https://r.example/x", true),
+            ("r.example:443", "https://r.example/x", true),
+            ("R.Example", "https://r.example:443/x", true),
+            ("r.example", "http://r.example/x", false),
+            ("r.example", "https://r.example:444/x", false),
+            ("r.example", "https://s.r.example/x", false),
+            ("localhost:5000", "http://localhost:5000/x", true),
+        ];
+        for (host, url, expected) in cases {
+            assert_eq!(endpoint(host).is_home_of(&Url::parse(url).expect("a URL")), expected, "{host} {url}");
         }
     }
 

@@ -22,7 +22,6 @@ use super::client::{Client, Slot};
 use super::error::{Attempt, Operation, RegistryError, is_transient_status};
 use super::hosts::{Endpoint, Purpose};
 use super::scopes::Scopes;
-use super::tls::authority;
 use super::transport::{Body, Failure, Reply, Request, attempt, endpoint_url, protocol};
 use crate::digest::Digest;
 use crate::image::Descriptor;
@@ -63,18 +62,21 @@ struct Upload<'a> {
 /// Is told the bytes sent so far.
 type Progress<'a> = &'a mut (dyn FnMut(u64) + Send);
 
-/// Where the bytes go.
-enum Session {
-    Mounted,
-    At(Url),
+/// What came of asking for a mount.
+enum Mount {
+    Done,
+    /// The registry wants the bytes, here.
+    UploadTo(Url),
+    /// We may not read the other repository.
+    Denied,
 }
 
 /// Why an upload did not end well.
 enum Stop {
     /// The token ran out; a new one may help.
     Unauthorized(Reply),
-    /// Sending it again can help.
-    Passing(RegistryError),
+    /// Sending it again can help, after the pause that the registry asks for.
+    Passing(RegistryError, Option<Duration>),
     /// It cannot.
     Fatal(RegistryError),
 }
@@ -87,8 +89,7 @@ impl Client {
     pub async fn blob_exists(&self, target: &ImageRef, digest: &Digest) -> Result<bool, RegistryError> {
         let (mut endpoint, mut others) = self.endpoints(target.registry(), Purpose::Push);
         loop {
-            let repository = endpoint.repository(target.repository());
-            match self.check_blob(&endpoint, target, digest, &Scopes::pull(&repository)).await {
+            match self.check_blob(&endpoint, target, digest, Operation::CheckBlob).await {
                 Ok(exists) => return Ok(exists),
                 Err(error) => endpoint = self.fall_back(&endpoint, &mut others, error)?,
             }
@@ -223,22 +224,23 @@ impl Client {
         let mut failures = 0;
         loop {
             // Also after a failed try: the blob may be complete although the answer was lost.
-            if self.check_blob(endpoint, upload.target, &upload.blob.digest, &scopes).await? {
+            if self.check_blob(endpoint, upload.target, &upload.blob.digest, Operation::UploadBlob).await? {
                 return Ok(Pushed::Existed);
             }
-            let session = match mount.take() {
+            let mounted = match mount.take() {
                 Some(from) => match self.mount(endpoint, upload, &attempt, from).await? {
-                    Some(Session::Mounted) => return Ok(Pushed::Mounted { from: from.to_owned() }),
-                    Some(session) => session,
-                    None => self.open_session(endpoint, upload, &attempt, &scopes).await?,
+                    Mount::Done => return Ok(Pushed::Mounted { from: from.to_owned() }),
+                    Mount::UploadTo(url) => Some(url),
+                    Mount::Denied => None,
                 },
+                None => None,
+            };
+            let url = match mounted {
+                Some(url) => url,
                 None => self.open_session(endpoint, upload, &attempt, &scopes).await?,
             };
-            let Session::At(url) = session else {
-                return Err(protocol(&attempt, "it answers 201 to the start of an upload"));
-            };
             let request = upload_request(endpoint, &attempt, &repository, &scopes, Method::PUT, url);
-            let error = match self.put_blob(&request, upload, progress).await {
+            let (error, delay) = match self.put_blob(&request, upload, progress).await {
                 Ok(()) => return Ok(Pushed::Uploaded),
                 Err(Stop::Unauthorized(reply)) if !answered_challenge => {
                     answered_challenge = true;
@@ -250,10 +252,11 @@ impl Client {
                 }
                 Err(Stop::Unauthorized(reply)) => return Err(self.status_error(&request, reply).await),
                 Err(Stop::Fatal(error)) => return Err(error),
-                Err(Stop::Passing(error)) => error,
+                Err(Stop::Passing(error, delay)) => (error, delay),
             };
             failures += 1;
-            self.pause(error, failures).await?;
+            let delay = delay.unwrap_or_else(|| self.options().retry.delay(failures));
+            self.pause(error, failures, delay).await?;
         }
     }
 
@@ -262,12 +265,17 @@ impl Client {
         endpoint: &Endpoint,
         target: &ImageRef,
         digest: &Digest,
-        scopes: &Scopes,
+        operation: Operation,
     ) -> Result<bool, RegistryError> {
-        let attempt = attempt(Operation::CheckBlob, endpoint, target, digest.to_string());
+        let attempt = attempt(operation, endpoint, target, digest.to_string());
         let repository = endpoint.repository(target.repository());
+        let scopes = match operation {
+            // One token for the question and for what follows from it.
+            Operation::UploadBlob => Scopes::push(&repository),
+            _ => Scopes::pull(&repository),
+        };
         let url = endpoint_url(endpoint, target, &format!("blobs/{digest}"), &attempt)?;
-        let request = upload_request(endpoint, &attempt, &repository, scopes, Method::HEAD, url);
+        let request = upload_request(endpoint, &attempt, &repository, &scopes, Method::HEAD, url);
         let reply = self.send(request.clone()).await?;
         match reply.status() {
             status if status.is_success() => Ok(true),
@@ -277,27 +285,27 @@ impl Client {
         }
     }
 
-    /// Asks the registry to take the blob over from another repository. `None` if we may not read that one.
+    /// Asks the registry to take the blob over from another repository.
     async fn mount(
         &self,
         endpoint: &Endpoint,
         upload: Upload<'_>,
         attempt: &Arc<Attempt>,
         from: &str,
-    ) -> Result<Option<Session>, RegistryError> {
+    ) -> Result<Mount, RegistryError> {
         let repository = endpoint.repository(upload.target.repository());
         let scopes = Scopes::push(&repository).and(from, &["pull"]);
         let mut url = endpoint_url(endpoint, upload.target, "blobs/uploads/", attempt)?;
         url.query_pairs_mut().append_pair("mount", &upload.blob.digest.to_string()).append_pair("from", from);
         let request = upload_request(endpoint, attempt, &repository, &scopes, Method::POST, url);
         let reply = match self.send(request).await {
-            Err(error) if error.is_unauthorized() => return Ok(None),
+            Err(error) if error.is_unauthorized() => return Ok(Mount::Denied),
             outcome => outcome?,
         };
         match reply.status() {
-            StatusCode::CREATED => Ok(Some(Session::Mounted)),
-            StatusCode::ACCEPTED => upload_url(&reply, endpoint, attempt).map(|url| Some(Session::At(url))),
-            _ => Ok(None),
+            StatusCode::CREATED => Ok(Mount::Done),
+            StatusCode::ACCEPTED => upload_url(&reply, endpoint, attempt).map(Mount::UploadTo),
+            _ => Ok(Mount::Denied),
         }
     }
 
@@ -307,7 +315,7 @@ impl Client {
         upload: Upload<'_>,
         attempt: &Arc<Attempt>,
         scopes: &Scopes,
-    ) -> Result<Session, RegistryError> {
+    ) -> Result<Url, RegistryError> {
         let repository = endpoint.repository(upload.target.repository());
         let url = endpoint_url(endpoint, upload.target, "blobs/uploads/", attempt)?;
         let request = upload_request(endpoint, attempt, &repository, scopes, Method::POST, url);
@@ -315,7 +323,7 @@ impl Client {
         if !reply.status().is_success() {
             return Err(self.status_error(&request, reply).await);
         }
-        upload_url(&reply, endpoint, attempt).map(Session::At)
+        upload_url(&reply, endpoint, attempt)
     }
 
     /// Sends the whole blob once.
@@ -323,8 +331,11 @@ impl Client {
         let mut request = request.clone();
         request.url.query_pairs_mut().append_pair("digest", &upload.blob.digest.to_string());
         request.slot = if upload.blob.size_bytes > CHUNK_SIZE as u64 { Slot::Upload } else { Slot::Small };
-        let is_home = authority(&request.url) == request.endpoint.host;
-        let authorization = if is_home { self.authorization(request.need()).await.map_err(Stop::Fatal)? } else { None };
+        let authorization = if request.endpoint.is_home_of(&request.url) {
+            self.authorization(request.need()).await.map_err(Stop::Fatal)?
+        } else {
+            None
+        };
 
         let local = |reason: String| RegistryError::Local { attempt: request.attempt.clone(), reason };
         let reader = (upload.open)().map_err(|error| Stop::Fatal(local(error.to_string())))?;
@@ -340,7 +351,7 @@ impl Client {
         let reply = match outcome {
             Ok(reply) => reply,
             Err(Failure::Fatal(error)) => return Err(Stop::Fatal(error)),
-            Err(Failure::Connect(error) | Failure::Broken(error)) => return Err(Stop::Passing(error)),
+            Err(Failure::Connect(error) | Failure::Broken(error)) => return Err(Stop::Passing(error, None)),
         };
         match reply.status() {
             status if status.is_success() => {
@@ -352,8 +363,10 @@ impl Client {
             status => {
                 let is_lost = matches!(status, StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE);
                 let is_passing = is_lost || is_transient_status(status.as_u16());
+                let most = self.options().retry.max_retry_after;
+                let delay = reply.retry_after().map(|delay| delay.min(most));
                 let error = self.status_error(&request, reply).await;
-                Err(if is_passing { Stop::Passing(error) } else { Stop::Fatal(error) })
+                Err(if is_passing { Stop::Passing(error, delay) } else { Stop::Fatal(error) })
             }
         }
     }
@@ -455,8 +468,9 @@ fn upload_url(reply: &Reply, endpoint: &Endpoint, attempt: &Arc<Attempt>) -> Res
         .join(location)
         .map_err(|_| protocol(attempt, "the place that it names to upload to is no URL"))?;
     // Registries behind a proxy that ends TLS often do not know that they are reached by HTTPS.
-    if url.scheme() == "http" && endpoint.scheme == "https" && authority(&url) == endpoint.host {
-        let _ = url.set_scheme("https");
+    let mut secure = url.clone();
+    if url.scheme() == "http" && secure.set_scheme("https").is_ok() && endpoint.is_home_of(&secure) {
+        url = secure;
     }
     Ok(url)
 }

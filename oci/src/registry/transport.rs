@@ -90,7 +90,7 @@ impl Reply {
     }
 
     /// The pause that the server asks for, in the form of seconds.
-    fn retry_after(&self) -> Option<Duration> {
+    pub(super) fn retry_after(&self) -> Option<Duration> {
         self.header(RETRY_AFTER)?.trim().parse().ok().map(Duration::from_secs)
     }
 }
@@ -134,30 +134,31 @@ impl Client {
                     (error, policy.reconnect_delay(failures))
                 }
             };
-            self.pause_for(error, failures, delay).await?;
+            self.pause(error, failures, delay).await?;
         }
     }
 
-    /// Waits before the next try after `failures` failures in a row.
+    /// Waits for `delay` before the next try after `failures` failures in a row.
     ///
     /// # Errors
     /// Gives `error` back when there have been enough of them.
-    pub(super) async fn pause(&self, error: RegistryError, failures: u32) -> Result<(), RegistryError> {
-        self.pause_for(error, failures, self.options().retry.delay(failures)).await
-    }
-
-    /// [`pause`](Self::pause) after broken connections: they are mostly mended at once.
-    pub(super) async fn pause_after_break(&self, error: RegistryError, failures: u32) -> Result<(), RegistryError> {
-        self.pause_for(error, failures, self.options().retry.reconnect_delay(failures)).await
-    }
-
-    async fn pause_for(&self, error: RegistryError, failures: u32, delay: Duration) -> Result<(), RegistryError> {
+    pub(super) async fn pause(
+        &self,
+        error: RegistryError,
+        failures: u32,
+        delay: Duration,
+    ) -> Result<(), RegistryError> {
         if failures >= self.options().retry.attempts {
             return Err(error);
         }
         self.notify(&Notice::Retry { error: &error, delay });
         tokio::time::sleep(delay).await;
         Ok(())
+    }
+
+    /// [`pause`](Self::pause) after broken connections: they are mostly mended at once.
+    pub(super) async fn pause_after_break(&self, error: RegistryError, failures: u32) -> Result<(), RegistryError> {
+        self.pause(error, failures, self.options().retry.reconnect_delay(failures)).await
     }
 
     /// Gets the header that a 401 asks for; `None` if there is none to be had.

@@ -186,6 +186,16 @@ async fn refusals_are_told_with_the_servers_words() {
 }
 
 #[tokio::test]
+async fn a_closed_door_is_told_as_a_push() {
+    let fake = Fake::start().await;
+    fake.state().door = Door::Basic("u:p".to_owned());
+    let (bytes, blob) = layer();
+    let error = push(&client(), fake.host(), &bytes, &blob, &[]).await.expect_err("closed");
+    let expected = format!("push access denied, no credentials for {}", fake.host());
+    assert!(error.is_unauthorized() && error.to_string().contains(&expected), "{error}");
+}
+
+#[tokio::test]
 async fn uploads_may_go_to_another_host_without_credentials() {
     let storage = Server::start_on("127.0.0.2", |_| Answer::new(201)).await;
     let fake = Fake::start().await;
