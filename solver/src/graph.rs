@@ -49,7 +49,7 @@ pub struct VertexMeta {
 }
 
 /// Lines of a source file, 1-based and inclusive.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Location {
     /// First line of the instruction.
     pub start_line: u32,

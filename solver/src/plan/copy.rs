@@ -103,7 +103,10 @@ impl StageBuilder<'_> {
             parents: copy.parents,
             excludes: &copy.excludes,
         };
-        let source = self.copied_from(copy.from.as_deref(), sources)?;
+        let source = match copy.from.is_none() && !transfer.sources.is_empty() {
+            true => self.context_input(),
+            false => self.copied_from(copy.from.as_deref(), sources)?,
+        };
         for text in &transfer.sources {
             if let Some(git) = GitUrl::parse(text) {
                 git.map_err(|error| PlanError::input(error.to_string()))?;
@@ -129,7 +132,7 @@ impl StageBuilder<'_> {
         Ok(())
     }
 
-    /// `--from`, or the main context.
+    /// What `--from` names.
     fn copied_from(&mut self, from: Option<&str>, sources: &[Source]) -> Result<Option<Input>, PlanError> {
         match sources.first() {
             Some(Source::Stage(index)) => self.stage_input(*index).unwrap_or_else(|| {
@@ -139,7 +142,7 @@ impl StageBuilder<'_> {
                 )))
             }),
             Some(Source::Outside(name)) => self.outside_input(name),
-            Some(Source::Context) | None => Ok(self.context_input()),
+            Some(Source::Context) | None => Ok(None),
         }
     }
 

@@ -23,8 +23,8 @@ pub struct PlanError {
     pub help: Vec<String>,
     /// Further independent faults, in the order in which they were met; theirs are empty.
     pub others: Vec<PlanError>,
-    /// What was noticed before the first fault.
-    pub warnings: Vec<Warning>,
+    /// What was noticed before the first fault. A slice, so that results stay small.
+    pub warnings: Box<[Warning]>,
 }
 
 impl PlanError {
@@ -45,7 +45,7 @@ impl PlanError {
             tier,
             help: Vec::new(),
             others: Vec::new(),
-            warnings: Vec::new(),
+            warnings: Box::default(),
         }
     }
 

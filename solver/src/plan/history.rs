@@ -83,8 +83,8 @@ fn duration(nanoseconds: i64) -> String {
     }
     if total < SECOND {
         let (unit, name) = match total {
-            ..1_000 => (1, "ns"),
-            ..1_000_000 => (1_000, "µs"),
+            0..1_000 => (1, "ns"),
+            1_000..1_000_000 => (1_000, "µs"),
             _ => (1_000_000, "ms"),
         };
         return format!("{sign}{}{name}", decimal(total, unit));

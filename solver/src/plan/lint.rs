@@ -1,12 +1,14 @@
 //! Findings of build checks: which are wanted, and in what form they leave the plan. Spec: `spec/dockerfile.md` §7.
 
+use std::collections::HashSet;
+
 use parser::lint::{self, CheckConfig};
 
 use super::error::{PlanError, location};
 use crate::graph::Location;
 
 /// Something in the Dockerfile that works but should be changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Warning {
     /// Name of the rule, for instance `UndefinedVar`; empty when there is no rule.
     pub rule: &'static str,
@@ -25,12 +27,13 @@ pub struct Warning {
 pub(super) struct Findings {
     config: CheckConfig,
     wanted: Vec<Warning>,
+    known: HashSet<Warning>,
     closed: bool,
 }
 
 impl Findings {
     pub(super) fn new(config: CheckConfig) -> Self {
-        Self { config, wanted: Vec::new(), closed: false }
+        Self { config, ..Self::default() }
     }
 
     /// Notes a finding if its rule is wanted where it was made.
@@ -50,7 +53,7 @@ impl Findings {
 
     /// Notes something that no rule can switch off.
     pub(super) fn note(&mut self, warning: Warning) {
-        if !self.closed && !self.wanted.contains(&warning) {
+        if !self.closed && self.known.insert(warning.clone()) {
             self.wanted.push(warning);
         }
     }

@@ -89,7 +89,7 @@ pub async fn plan(request: &PlanRequest, resolver: &dyn Resolver, progress: &Pro
     let mut findings = Findings::default();
     match make(request, resolver, progress, &mut findings).await {
         Ok(plan) => Ok(Plan { warnings: findings.into_warnings(), ..plan }),
-        Err(fault) => Err(PlanError { warnings: findings.into_warnings(), ..fault }),
+        Err(fault) => Err(PlanError { warnings: findings.into_warnings().into(), ..fault }),
     }
 }
 

@@ -3,7 +3,7 @@
 //! All images of a round are asked for at once, and each only once for a plan, however many stages and platforms name
 //! it. Spec: `spec/dockerfile.md` §4.2, §4.7.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::join_all;
@@ -54,13 +54,16 @@ pub(super) struct FoundImage {
 /// Everything outside of the file that the stages of one platform use.
 pub(super) type Origins = BTreeMap<Wanted, Origin>;
 
+/// What came of a question; faults are told to everyone who asks.
+type Answer = Result<Origin, PlanError>;
+
 /// Asks the resolver, each question once.
 pub(super) struct Finder<'a> {
     request: &'a PlanRequest,
     resolver: &'a dyn Resolver,
     progress: &'a Progress,
     multi_platform: bool,
-    answers: Mutex<HashMap<Wanted, Arc<OnceCell<Result<Origin, PlanError>>>>>,
+    answers: Mutex<HashMap<Wanted, Arc<OnceCell<Answer>>>>,
 }
 
 impl<'a> Finder<'a> {
@@ -83,12 +86,9 @@ impl<'a> Finder<'a> {
         origins: &mut Origins,
         stage_names: &[&str],
     ) -> Result<(), PlanError> {
-        let mut missing: Vec<(Wanted, LineRange)> = Vec::new();
-        for (want, lines) in wanted {
-            if !origins.contains_key(&want) && !missing.iter().any(|(known, _)| *known == want) {
-                missing.push((want, lines));
-            }
-        }
+        let mut seen = HashSet::new();
+        let is_missing = |(want, _): &(Wanted, LineRange)| !origins.contains_key(want) && seen.insert(want.clone());
+        let missing: Vec<(Wanted, LineRange)> = wanted.into_iter().filter(is_missing).collect();
         let answers = join_all(missing.iter().map(|(want, _)| self.find_once(want, stage_names))).await;
         let mut faults = Vec::new();
         for ((want, lines), answer) in missing.into_iter().zip(answers) {
@@ -100,7 +100,7 @@ impl<'a> Finder<'a> {
         PlanError::all(faults).map_or(Ok(()), Err)
     }
 
-    async fn find_once(&self, want: &Wanted, stage_names: &[&str]) -> Result<Origin, PlanError> {
+    async fn find_once(&self, want: &Wanted, stage_names: &[&str]) -> Answer {
         let cell = {
             let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
             answers.entry(want.clone()).or_default().clone()
@@ -108,7 +108,7 @@ impl<'a> Finder<'a> {
         cell.get_or_init(|| self.find(want, stage_names)).await.clone()
     }
 
-    async fn find(&self, want: &Wanted, stage_names: &[&str]) -> Result<Origin, PlanError> {
+    async fn find(&self, want: &Wanted, stage_names: &[&str]) -> Answer {
         if want.name == SCRATCH {
             return Ok(Origin::Scratch);
         }
@@ -118,7 +118,7 @@ impl<'a> Finder<'a> {
         }
     }
 
-    async fn find_context(&self, found: Found, platform: &Platform) -> Result<Origin, PlanError> {
+    async fn find_context(&self, found: Found, platform: &Platform) -> Answer {
         let name = &found.name;
         let resolved = match &found.context {
             NamedContext::Scratch => return Ok(Origin::Scratch),
@@ -135,7 +135,7 @@ impl<'a> Finder<'a> {
         Ok(Origin::Image(Box::new(FoundImage { resolved, context: Some(found.name) })))
     }
 
-    async fn find_image(&self, want: &Wanted, stage_names: &[&str]) -> Result<Origin, PlanError> {
+    async fn find_image(&self, want: &Wanted, stage_names: &[&str]) -> Answer {
         let name = &want.name;
         let parsed = ImageRef::parse_normalized(name);
         let reference = parsed

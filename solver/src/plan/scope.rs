@@ -140,8 +140,8 @@ impl Globals {
     /// Build arguments name them in any letter case; of several spellings the last in byte order wins.
     pub(super) fn proxies(&self) -> Vec<(String, String)> {
         let given = |proxy: &str| {
-            let spelled = self.build_args.iter().filter(|(key, _)| key.eq_ignore_ascii_case(proxy));
-            spelled.last().map(|(_, value)| value.clone())
+            let mut spelled = self.build_args.iter().rev().filter(|(key, _)| key.eq_ignore_ascii_case(proxy));
+            spelled.next().map(|(_, value)| value.clone())
         };
         let found = PROXIES.iter().filter_map(|proxy| given(proxy).map(|value| (*proxy, value)));
         found.flat_map(|(proxy, value)| [(proxy.to_owned(), value.clone()), (proxy.to_lowercase(), value)]).collect()

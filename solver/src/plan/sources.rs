@@ -27,25 +27,30 @@ impl StageBuilder<'_> {
         let platform = self.stage.platform.clone().unwrap_or_else(|| self.target.platform.clone());
         match (&self.stage.replaced_by, &self.stage.name, &self.stage.base) {
             (Some(_), Some(name), _) => self.begin_outside(name, platform),
-            (_, _, Base::Outside(name)) => self.begin_outside(name, platform),
+            (_, _, Base::Outside(name)) => {
+                self.begin_outside(name, platform)?;
+                self.root_from_context();
+                Ok(())
+            }
             (_, _, Base::Stage(index)) => {
                 // A stage keeps its own platform, whatever this FROM says.
-                self.state = self.built(*index)?.clone();
+                self.state = self.built(*index)?.child(*index);
+                self.root_from_context();
                 Ok(())
             }
         }
     }
 
     fn begin_outside(&mut self, name: &str, platform: Platform) -> Result<(), PlanError> {
-        self.state = match self.origin(name, &platform)? {
-            Origin::Scratch => State::scratch(&self.target.platform),
+        match self.origin(name, &platform)? {
+            Origin::Scratch => self.state = State::scratch(&self.target.platform),
             Origin::Image(image) => self.begin_image(name, platform, &image),
             Origin::Context(found) => self.begin_context(&found)?,
-        };
+        }
         Ok(())
     }
 
-    fn begin_image(&mut self, name: &str, expected: Platform, image: &FoundImage) -> State {
+    fn begin_image(&mut self, name: &str, expected: Platform, image: &FoundImage) {
         let actual = image.resolved.config.platform().normalized();
         let is_known = !actual.os.is_empty() && !actual.architecture.is_empty();
         let differs = is_known && (actual.os != expected.os || actual.architecture != expected.architecture);
@@ -67,17 +72,17 @@ impl StageBuilder<'_> {
             };
             self.state.root = Input::Vertex(self.image_vertex(image, name));
         }
-        self.state.clone()
     }
 
-    /// A context as a root: its files are one layer on nothing.
-    fn begin_context(&mut self, found: &Found) -> Result<State, PlanError> {
-        let mut state = State::scratch(&self.target.platform);
+    /// FROM a context that is no image. A directory of the client stays one until something needs a root.
+    fn begin_context(&mut self, found: &Found) -> Result<(), PlanError> {
+        self.state = State::scratch(&self.target.platform);
         let (vertex, description) = match &found.context {
             NamedContext::Local(name) => {
-                let source = self.local_vertex(name, format!("[context {}] load from client", found.name));
-                let vertex = self.copy_of_everything(source, &format!("[context {}] load from client", found.name));
-                (vertex, format!("local source for {}", found.name))
+                self.state.root_is_context = Some(found.name.clone());
+                let vertex = self.local_vertex(name, format!("[context {}] load from client", found.name));
+                self.state.root = Input::Vertex(vertex);
+                return Ok(());
             }
             NamedContext::Git(git) => {
                 (self.context_git(found, git), format!("git snapshot for {}", git_url::shown(git)))
@@ -85,9 +90,19 @@ impl StageBuilder<'_> {
             NamedContext::Http(url) => (self.context_url(found, url), format!("http url {url}")),
             other => return Err(PlanError::internal(format!("no root can be made of {other:?}"))),
         };
-        state.root = Input::Vertex(vertex);
-        state.undescribed.push((vertex, description));
-        Ok(state)
+        self.state.root = Input::Vertex(vertex);
+        self.state.undescribed.push((vertex, description));
+        Ok(())
+    }
+
+    /// If the root is a directory of the client, makes one layer of its files.
+    pub(super) fn root_from_context(&mut self) {
+        let Some(context) = self.state.root_is_context.take() else { return };
+        let op = Op::File(FileOp { actions: vec![FileAction::Copy(plain_copy("/"))] });
+        let inputs = vec![Input::Scratch, self.state.root];
+        let vertex = self.add_source(op, inputs, format!("[context {context}] copy files"), "root");
+        self.state.root = Input::Vertex(vertex);
+        self.state.undescribed.push((vertex, format!("local source for {context}")));
     }
 
     /// What a name outside of the file is, as files to take; `None` is an empty root.
@@ -176,8 +191,9 @@ impl StageBuilder<'_> {
     }
 
     fn context_url(&mut self, found: &Found, url: &str) -> VertexId {
-        let name = format!("[context {}] load from {url}", found.name);
-        self.url_root(url, &name, &name)
+        let (load, extract) =
+            (format!("[context {}] load from {url}", found.name), format!("[context {}] extract", found.name));
+        self.url_root(url, &load, &extract)
     }
 
     /// A URL as a root: the archive unpacked, or one file.
@@ -191,11 +207,6 @@ impl StageBuilder<'_> {
         };
         let op = Op::File(FileOp { actions: vec![FileAction::Copy(action)] });
         self.add_source(op, vec![Input::Scratch, Input::Vertex(source)], unpack_name.to_owned(), "unpack")
-    }
-
-    fn copy_of_everything(&mut self, source: VertexId, name: &str) -> VertexId {
-        let op = Op::File(FileOp { actions: vec![FileAction::Copy(plain_copy("/"))] });
-        self.add_source(op, vec![Input::Scratch, Input::Vertex(source)], name.to_owned(), "root")
     }
 }
 

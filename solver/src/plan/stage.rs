@@ -14,7 +14,7 @@ use super::lint::Findings;
 use super::names::{self, Numbering};
 use super::paths;
 use super::scope::{self, Env};
-use super::stages::{Stage, Step};
+use super::stages::{Stage, StageIdx, Step};
 use super::state::State;
 use super::target::{Done, Target};
 use crate::graph::{Graph, Input, Vertex, VertexId, VertexMeta};
@@ -23,6 +23,7 @@ use crate::op::Op;
 /// A stage on its way through its instructions.
 pub(super) struct StageBuilder<'a> {
     pub(super) target: &'a Target<'a>,
+    index: StageIdx,
     pub(super) stage: &'a Stage,
     pub(super) graph: &'a mut Graph,
     pub(super) findings: &'a mut Findings,
@@ -53,14 +54,16 @@ impl<'a> StageBuilder<'a> {
     /// A builder that has not begun: its state is an empty root.
     pub(super) fn new(
         target: &'a Target<'a>,
-        stage: &'a Stage,
+        index: StageIdx,
         graph: &'a mut Graph,
         findings: &'a mut Findings,
         done: &'a [Done],
     ) -> Self {
+        let stage = &target.stages.list[index];
         let is_covered = target.request.no_cache.covers(stage.name.as_deref());
         Self {
             target,
+            index,
             stage,
             graph,
             findings,
@@ -80,6 +83,9 @@ impl<'a> StageBuilder<'a> {
     pub(super) fn build(mut self) -> Result<State, PlanError> {
         self.begin().map_err(|fault| fault.at(self.stage.lines))?;
         if self.stage.replaced_by.is_some() {
+            if self.index == self.target.stages.target {
+                self.root_from_context();
+            }
             return Ok(self.state);
         }
         // Triggers are among the steps by now; what is added from here on is for children of this stage.
@@ -198,11 +204,7 @@ impl<'a> StageBuilder<'a> {
     }
 
     fn slot(&self, part: &str) -> String {
-        let stages = &self.target.stages.list;
-        let stage = match &self.stage.name {
-            Some(name) => name.clone(),
-            None => stages.iter().position(|stage| std::ptr::eq(stage, self.stage)).unwrap_or_default().to_string(),
-        };
+        let stage = self.stage.name.clone().unwrap_or_else(|| self.index.to_string());
         let platform = if self.target.is_multi { format!("{}:", self.state.platform) } else { String::new() };
         let part = if part.is_empty() { String::new() } else { format!(":{part}") };
         format!("{}:{platform}{stage}:{}{part}", self.target.request.dockerfile_identity, self.here.number)

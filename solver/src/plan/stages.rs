@@ -2,6 +2,8 @@
 //!
 //! Spec: `spec/dockerfile.md` §4.1, §4.2, §2.16.
 
+use std::collections::HashMap;
+
 use oci::{ImageRef, Platform};
 use parser::instruction::{Instruction, InstructionKind};
 use parser::lint::CheckConfig;
@@ -25,6 +27,8 @@ pub(super) const SCRATCH: &str = "scratch";
 pub(super) struct Stages {
     pub(super) list: Vec<Stage>,
     pub(super) target: StageIdx,
+    /// Stages of each name, in order.
+    by_name: HashMap<String, Vec<StageIdx>>,
 }
 
 /// One stage.
@@ -89,10 +93,12 @@ impl Stages {
         request: &PlanRequest,
         target_platform: &Platform,
     ) -> Result<Self, PlanError> {
-        let list: Vec<Stage> = Vec::with_capacity(froms.len());
-        let mut stages = Self { list, target: 0 };
+        let mut stages = Self { list: Vec::with_capacity(froms.len()), target: 0, by_name: HashMap::new() };
         for (index, from) in froms.into_iter().enumerate() {
             let stage = stages.stage(index, from, request, target_platform);
+            if let Some(name) = &stage.name {
+                stages.by_name.entry(name.clone()).or_default().push(index);
+            }
             stages.list.push(stage);
         }
         stages.target = stages.find_target(request.target.as_deref())?;
@@ -107,7 +113,7 @@ impl Stages {
         let platform = from.platform.as_ref().unwrap_or(target_platform);
         let replaced_by = from.name.as_deref().and_then(|name| contexts::find(&request.named_contexts, name, platform));
         // The exact, lower-cased name: `FROM Base` is not the stage `base`.
-        let base = self.list.iter().rposition(|stage| stage.name.as_deref() == Some(from.base.as_str()));
+        let base = self.named(&from.base).last().copied();
         let steps = from.instructions.into_iter();
         Stage {
             shown: from.name.clone().unwrap_or_else(|| format!("stage-{index}")),
@@ -126,11 +132,15 @@ impl Stages {
         let Some(target) = target.filter(|target| !target.is_empty()) else {
             return Ok(self.list.len() - 1);
         };
-        let lower = target.to_lowercase();
-        self.list.iter().rposition(|stage| stage.name.as_deref() == Some(lower.as_str())).ok_or_else(|| {
+        self.named(&target.to_lowercase()).last().copied().ok_or_else(|| {
             let message = format!("target stage \"{target}\" could not be found");
             PlanError::input(suggest::with_suggestion(message, target, self.names()))
         })
+    }
+
+    /// Stages of exactly this name, in order.
+    fn named(&self, name: &str) -> &[StageIdx] {
+        self.by_name.get(name).map_or(&[], Vec::as_slice)
     }
 
     /// Names of all stages that have one, in order.
@@ -188,11 +198,10 @@ impl Stages {
     /// The latest earlier stage of a name in any letter case; else this or a later one (a fault when it is used); else
     /// something outside the file.
     fn named_source(&self, name: &str, index: StageIdx) -> Source {
-        let lower = name.to_lowercase();
-        let is_named = |stage: &Stage| stage.name.as_deref() == Some(lower.as_str());
-        let earlier = self.list[..index].iter().rposition(is_named);
-        let later = || self.list[index..].iter().position(is_named).map(|offset| index + offset);
-        earlier.or_else(later).map_or_else(|| Source::Outside(name.to_owned()), Source::Stage)
+        let known = self.named(&name.to_lowercase());
+        let n_earlier = known.partition_point(|&other| other < index);
+        let found = known[..n_earlier].last().or_else(|| known.first());
+        found.map_or_else(|| Source::Outside(name.to_owned()), |&stage| Source::Stage(stage))
     }
 
     /// Finds stages that take files from each other in a circle. Bases cannot take part: they are earlier by name.

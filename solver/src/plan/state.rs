@@ -5,6 +5,7 @@ use oci::{DiffId, ImageConfig, ImageRef, Platform};
 
 use super::history::PlannedHistory;
 use super::scope::Env;
+use super::stages::StageIdx;
 use crate::graph::{Input, VertexId};
 use crate::traits::ResolvedImage;
 
@@ -21,13 +22,16 @@ pub struct BaseImage {
 }
 
 /// A stage at some line; of a finished stage, what others inherit and copy from.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct State {
     pub(super) root: Input,
     pub(super) platform: Platform,
     /// Without history and layers.
     pub(super) config: ImageConfig,
+    /// Of this stage alone, or of its base image; what a parent stage did is with the parent.
     pub(super) history: Vec<PlannedHistory>,
+    /// The stage that this one is based on.
+    pub(super) parent: Option<StageIdx>,
     /// Base image's Env, ENV and ARG values.
     pub(super) env: Env,
     /// Declared ARGs in order, with their value at the declaration.
@@ -37,6 +41,8 @@ pub(super) struct State {
     pub(super) base: Option<BaseImage>,
     /// Layers that no instruction made, with their description: they get their history at the end.
     pub(super) undescribed: Vec<(VertexId, String)>,
+    /// The root is a directory of the client, by the name of its context, and no layer yet.
+    pub(super) root_is_context: Option<String>,
 }
 
 impl State {
@@ -72,11 +78,31 @@ impl State {
             platform,
             config,
             history: Vec::new(),
+            parent: None,
             env,
             args: Vec::new(),
             workdir_is_set: false,
             base,
             undescribed: Vec::new(),
+            root_is_context: None,
+        }
+    }
+
+    /// The state in which a child of the stage `index`, whose state this is, begins.
+    pub(super) fn child(&self, index: StageIdx) -> Self {
+        Self {
+            root: self.root,
+            platform: self.platform.clone(),
+            config: self.config.clone(),
+            // Copying it would make a long chain of stages quadratic.
+            history: Vec::new(),
+            parent: Some(index),
+            env: self.env.clone(),
+            args: self.args.clone(),
+            workdir_is_set: self.workdir_is_set,
+            base: self.base.clone(),
+            undescribed: self.undescribed.clone(),
+            root_is_context: self.root_is_context.clone(),
         }
     }
 

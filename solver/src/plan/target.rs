@@ -162,12 +162,11 @@ impl<'a> Target<'a> {
         let mut done: Vec<Done> = self.stages.list.iter().map(|_| Done::NotYet).collect();
         let mut faults = Vec::new();
         for &index in &self.reachable {
-            let stage = &self.stages.list[index];
             if self.stages.needed_by(index).iter().any(|&needed| matches!(done[needed], Done::Failed)) {
                 done[index] = Done::Failed;
                 continue;
             }
-            done[index] = match StageBuilder::new(self, stage, graph, findings, &done).build() {
+            done[index] = match StageBuilder::new(self, index, graph, findings, &done).build() {
                 Ok(state) => Done::Built(Box::new(state)),
                 Err(fault) => {
                     findings.close();
@@ -179,14 +178,15 @@ impl<'a> Target<'a> {
         if let Some(fault) = PlanError::all(faults) {
             return Err(fault);
         }
+        let history = history_of(&mut done, self.stages.target);
         match done.swap_remove(self.stages.target) {
-            Done::Built(state) => Ok(self.image(*state)),
+            Done::Built(state) => Ok(self.image(*state, history)),
             Done::NotYet | Done::Failed => Err(PlanError::internal("the target stage was not evaluated")),
         }
     }
 
-    fn image(&self, state: State) -> PlannedImage {
-        let State { root, mut config, mut history, base, undescribed, .. } = state;
+    fn image(&self, state: State, mut history: Vec<PlannedHistory>) -> PlannedImage {
+        let State { root, mut config, base, undescribed, .. } = state;
         let entry = |(vertex, description)| PlannedHistory::exporter(description, vertex);
         history.extend(undescribed.into_iter().map(entry));
         config.config.labels.extend(self.request.labels.iter().cloned());
@@ -201,4 +201,16 @@ impl<'a> Target<'a> {
         }
         PlannedImage { platform, root, config, history, base }
     }
+}
+
+/// Takes the history of a stage and of its chain of parents, oldest first.
+fn history_of(done: &mut [Done], target: StageIdx) -> Vec<PlannedHistory> {
+    let mut parts = Vec::new();
+    let mut next = Some(target);
+    while let Some(index) = next {
+        let Done::Built(state) = &mut done[index] else { break };
+        parts.push(std::mem::take(&mut state.history));
+        next = state.parent;
+    }
+    parts.into_iter().rev().flatten().collect()
 }

@@ -8,7 +8,8 @@ use oci::image::RootFs;
 use oci::{ContainerConfig, DiffId, Digest, HistoryEntry, ImageConfig, ImageRef, Platform};
 
 use crate::error::OpError;
-use crate::plan::{Plan, PlanError, PlanRequest, PlannedImage, SourceText, plan};
+use crate::op::{ExtraHost, NetworkMode, Ulimit};
+use crate::plan::{NamedContext, NoCache, Plan, PlanError, PlanRequest, PlannedImage, Purpose, SourceText, plan};
 use crate::progress::{Event, Progress, Step};
 use crate::traits::{ResolvedImage, Resolver};
 
@@ -110,4 +111,51 @@ pub(super) fn run(request: &PlanRequest, images: &Images) -> (Result<Plan, PlanE
         _ => None,
     });
     (result, started.collect())
+}
+
+/// Options of the command line, in buildx spelling.
+pub(super) fn apply(request: &mut PlanRequest, args: &[String]) {
+    let mut args = args.iter();
+    while let Some(flag) = args.next() {
+        if flag == "--no-cache" {
+            request.no_cache = NoCache::All;
+            continue;
+        }
+        let value = args.next().unwrap();
+        let (key, text) = value.split_once('=').unwrap_or((value, ""));
+        match flag.as_str() {
+            "--build-arg" => drop(request.build_args.insert(key.to_owned(), text.to_owned())),
+            "--label" => request.labels.push((key.to_owned(), text.to_owned())),
+            "--build-context" => {
+                let context = match text.contains("://") {
+                    true => NamedContext::parse(key, text),
+                    false => NamedContext::Local(key.to_owned()),
+                };
+                request.named_contexts.insert(key.to_owned(), context);
+            }
+            "--no-cache-filter" => request.no_cache = NoCache::Stages(value.split(',').map(str::to_owned).collect()),
+            "--add-host" => {
+                let (name, address) = value.split_once(':').unwrap();
+                request.add_hosts.push(ExtraHost { name: name.to_lowercase(), address: address.to_owned() });
+            }
+            "--network" if value == "none" => request.network = NetworkMode::None,
+            "--target" => request.target = Some(value.clone()),
+            "--platform" => {
+                let platforms = value.split(',').map(|text| Platform::parse(text, &amd64()).unwrap());
+                request.platforms = platforms.collect();
+            }
+            "--shm-size" => request.shm_size_bytes = Some(value.parse().unwrap()),
+            "--ulimit" => request.ulimits.push(Ulimit { name: key.to_owned(), soft: 100, hard: 200 }),
+            "--allow" => request.entitlements.push(value.clone()),
+            "--call" => request.purpose = Purpose::Check,
+            "--file" | "--output" | "--secret" | "--ssh" | "--network" => {}
+            other => panic!("no test knows {other}"),
+        }
+    }
+}
+
+/// A setting of the test run.
+#[expect(clippy::disallowed_methods, reason = "tests have no other way to be told something")]
+pub(super) fn setting(name: &str) -> Option<std::ffi::OsString> {
+    std::env::var_os(name)
 }

@@ -6,14 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use oci::Platform;
 use serde_json::{Value, json};
 
-use super::fake::{self, Images, amd64};
-use crate::op::{ExtraHost, NetworkMode, Op, Ulimit};
-use crate::plan::{
-    ContextKind, IgnoreFile, NamedContext, NoCache, Plan, PlanError, PlanRequest, PlannedImage, Purpose, SourceText,
-};
+use super::fake::{self, Images, amd64, apply};
+use crate::op::Op;
+use crate::plan::{ContextKind, IgnoreFile, Plan, PlanError, PlanRequest, PlannedImage, SourceText};
 
 /// What stands for the address of the web server of a case.
 const WEB: &str = "http://web.test/case";
@@ -53,7 +50,7 @@ const OF_STEPS: &[&str] = &[
 
 fn folder() -> Option<PathBuf> {
     let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/goldens");
-    let root = std::env::var_os("RBUILD_GOLDENS").map_or_else(default, PathBuf::from);
+    let root = fake::setting("RBUILD_GOLDENS").map_or_else(default, PathBuf::from);
     let cases = root.join("cases");
     cases.is_dir().then_some(cases)
 }
@@ -257,8 +254,8 @@ impl Case {
 
     fn check_call(&self, result: &Result<Plan, PlanError>) -> Result<Verdict, String> {
         let (warnings, fault) = match result {
-            Ok(plan) => (&plan.warnings, None),
-            Err(fault) => (&fault.warnings, Some(fault)),
+            Ok(plan) => (plan.warnings.as_slice(), None),
+            Err(fault) => (&*fault.warnings, Some(fault)),
         };
         let got: BTreeSet<String> = warnings
             .iter()
@@ -286,47 +283,6 @@ impl Case {
             (None, None) => Ok(Verdict::Agreed),
             (Some(fault), Some(wanted)) if fault.message == wanted => Ok(Verdict::Agreed),
             (fault, wanted) => Err(format!("error {fault:?}, wanted {wanted:?}")),
-        }
-    }
-}
-
-/// Options of the command line, as the recorder understands them.
-fn apply(request: &mut PlanRequest, args: &[String]) {
-    let mut args = args.iter();
-    while let Some(flag) = args.next() {
-        if flag == "--no-cache" {
-            request.no_cache = NoCache::All;
-            continue;
-        }
-        let value = args.next().unwrap();
-        let (key, text) = value.split_once('=').unwrap_or((value, ""));
-        match flag.as_str() {
-            "--build-arg" => drop(request.build_args.insert(key.to_owned(), text.to_owned())),
-            "--label" => request.labels.push((key.to_owned(), text.to_owned())),
-            "--build-context" => {
-                let context = match text.contains("://") {
-                    true => NamedContext::parse(key, text),
-                    false => NamedContext::Local(key.to_owned()),
-                };
-                request.named_contexts.insert(key.to_owned(), context);
-            }
-            "--no-cache-filter" => request.no_cache = NoCache::Stages(value.split(',').map(str::to_owned).collect()),
-            "--add-host" => {
-                let (name, address) = value.split_once(':').unwrap();
-                request.add_hosts.push(ExtraHost { name: name.to_lowercase(), address: address.to_owned() });
-            }
-            "--network" if value == "none" => request.network = NetworkMode::None,
-            "--target" => request.target = Some(value.clone()),
-            "--platform" => {
-                let platforms = value.split(',').map(|text| Platform::parse(text, &amd64()).unwrap());
-                request.platforms = platforms.collect();
-            }
-            "--shm-size" => request.shm_size_bytes = Some(value.parse().unwrap()),
-            "--ulimit" => request.ulimits.push(Ulimit { name: key.to_owned(), soft: 100, hard: 200 }),
-            "--allow" => request.entitlements.push(value.clone()),
-            "--call" => request.purpose = Purpose::Check,
-            "--file" | "--output" | "--secret" | "--ssh" | "--network" => {}
-            other => panic!("the recorder knows {other}, this test does not"),
         }
     }
 }

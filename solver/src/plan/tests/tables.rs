@@ -1,1 +1,234 @@
+//! What is easier to say in a table than in a folder.
 
+use super::fake::{self, Images, amd64, request};
+use crate::graph::Input;
+use crate::op::{Op, SecurityMode};
+use crate::plan::{ContextKind, Plan, PlanError, PlanRequest, Purpose};
+use oci::Platform;
+
+#[track_caller]
+fn planned(dockerfile: &str) -> Plan {
+    planned_as(&request(dockerfile))
+}
+
+#[track_caller]
+fn planned_as(request: &PlanRequest) -> Plan {
+    fake::run(request, &Images::new()).0.unwrap_or_else(|fault| panic!("{fault} at {:?}", fault.locations))
+}
+
+#[track_caller]
+fn fault_of(request: &PlanRequest) -> PlanError {
+    match fake::run(request, &Images::new()).0 {
+        Ok(_) => panic!("no fault in {}", String::from_utf8_lossy(&request.dockerfile.text)),
+        Err(fault) => fault,
+    }
+}
+
+fn names(plan: &Plan) -> Vec<&str> {
+    plan.graph.ids().map(|id| plan.graph.vertex(id).meta.name.as_str()).collect()
+}
+
+#[test]
+fn faults_have_their_words_and_lines() {
+    let table = [
+        ("FROM scratch\nCOPY --from=-1 a /\n", "invalid stage index -1", [2, 2]),
+        (
+            "FROM scratch\nCOPY --from=Bad:Ref:x a /\n",
+            "failed to parse stage name \"Bad:Ref:x\": invalid reference format: repository name (library/Bad) must be lowercase",
+            [2, 2],
+        ),
+        (
+            "FROM a AS x\nCOPY --from=y / /\nFROM x AS y\n",
+            "cannot copy from stage \"y\", it needs to be defined before current stage \"x\"",
+            [2, 2],
+        ),
+        (
+            "FROM alpin\n",
+            "alpin: failed to resolve source metadata for docker.io/library/alpin:latest: docker.io/library/alpin:latest: not found (did you mean alpine?)",
+            [1, 1],
+        ),
+        (
+            "FROM scratch\nADD ?ref=1 /x\nADD --checksum=sha256:0 a /\n",
+            "checksum requires HTTP(S) or Git sources",
+            [3, 3],
+        ),
+        (
+            "FROM scratch\nADD --keep-git-dir=false https://h/r.git?keep-git-dir=1 /x\n",
+            "inconsistent keep-git-dir configuration",
+            [2, 2],
+        ),
+        ("FROM scratch\nADD --checksum=a https://h/r.git?checksum=b /x\n", "checksum mismatch \"a\" != \"b\"", [2, 2]),
+        ("FROM scratch\nCOPY --exclude=[ a /\n", "invalid excludepatterns: [[]: syntax error in pattern", [2, 2]),
+        ("FROM scratch\nUSER ghost\nWORKDIR /x\n", "invalid user index: -1", [3, 3]),
+        (
+            "FROM --platform=${X?need} scratch\n",
+            "failed to process arguments for platform ${X?need}: failed to process \"${X?need}\": X: need",
+            [1, 1],
+        ),
+        (
+            "FROM scratch\nRUN --security=insecure true\n",
+            "failed to load LLB: security.insecure is not allowed",
+            [2, 2],
+        ),
+    ];
+    for (dockerfile, message, [start, end]) in table {
+        let dockerfile = dockerfile.replace("FROM a AS", "FROM busybox AS");
+        let fault = fault_of(&request(&dockerfile));
+        assert_eq!(fault.message, message);
+        let lines: Vec<_> = fault.locations.iter().map(|at| (at.start_line, at.end_line)).collect();
+        assert_eq!(lines, [(start, end)], "{dockerfile}");
+    }
+}
+
+#[test]
+fn faults_of_several_lines_are_told_together() {
+    let fault = fault_of(&request("FROM $A AS a\nFROM $B AS b\nFROM --platform=x/y/z/w scratch\n"));
+    assert_eq!(fault.message, "base name ($A) should not be blank");
+    let others: Vec<&str> = fault.others.iter().map(|other| other.message.as_str()).collect();
+    assert_eq!(others.len(), 2, "{others:?}");
+    assert_eq!(others[0], "base name ($B) should not be blank");
+    assert_eq!(fault.others[1].locations[0].start_line, 3);
+    // What is found behind the first fault may be its consequence, so nothing is said about it.
+    let undeclared = fault.warnings.iter().filter(|warning| warning.rule == "UndefinedArgInFrom");
+    assert_eq!(undeclared.count(), 1);
+}
+
+#[test]
+fn images_are_asked_for_once_and_only_when_needed() {
+    let dockerfile = "FROM busybox AS a\nFROM busybox AS b\nCOPY --from=busybox / /x\nCOPY --from=a / /y\n\
+                      FROM no.such/image AS unused\nFROM b\n";
+    let images = Images::new();
+    let (plan, shown) = fake::run(&request(dockerfile), &images);
+    plan.unwrap();
+    assert_eq!(*images.asked.lock().unwrap(), ["docker.io/library/busybox:latest linux/amd64"]);
+    assert_eq!(shown, ["[internal] load metadata for docker.io/library/busybox:latest"]);
+}
+
+#[test]
+fn platforms_share_what_is_equal() {
+    let mut request = request("FROM busybox\nRUN true\nCOPY a /\n");
+    request.platforms = vec![amd64(), Platform::new("linux", "arm64", None), amd64()];
+    let plan = planned_as(&request);
+    let platforms: Vec<String> = plan.images.iter().map(|image| image.platform.to_string()).collect();
+    assert_eq!(platforms, ["linux/amd64", "linux/arm64"]);
+    assert!(plan.is_multi_platform);
+    let n_locals = plan.graph.ids().filter(|&id| matches!(*plan.graph.vertex(id).op, Op::Local(_))).count();
+    assert_eq!(n_locals, 1, "the context is the same for all");
+    let messages: Vec<&str> = plan.warnings.iter().map(|warning| warning.message.as_str()).collect();
+    assert_eq!(messages, ["Duplicate platform result requested \"linux/amd64\""], "others repeat no findings");
+}
+
+#[test]
+fn a_lone_platform_can_be_laid_out_as_several() {
+    let mut request = request("FROM scratch\n");
+    assert!(!planned_as(&request).is_multi_platform);
+    request.build_args.insert("BUILDKIT_MULTI_PLATFORM".to_owned(), "1".to_owned());
+    assert!(planned_as(&request).is_multi_platform);
+}
+
+#[test]
+fn slots_survive_edits_elsewhere() {
+    let slots = |dockerfile: &str| -> Vec<String> {
+        let plan = planned(dockerfile);
+        let runs = plan.graph.ids().map(|id| plan.graph.vertex(id)).filter(|it| matches!(*it.op, Op::Run(_)));
+        runs.map(|vertex| vertex.meta.slot.clone()).collect()
+    };
+    let before = slots("FROM busybox AS s\nRUN echo 1\nRUN echo 2\n");
+    assert_eq!(before, ["Dockerfile:s:1", "Dockerfile:s:2"]);
+    assert_eq!(slots("# a comment\n\nFROM busybox AS s\nRUN echo x\nRUN echo y\n"), before);
+}
+
+#[test]
+fn front_ends_are_ours_or_refused() {
+    for syntax in ["docker/dockerfile:1", "docker/dockerfile:1.7-labs@sha256:00", "docker/dockerfile-upstream:master"] {
+        planned(&format!("# syntax={syntax}\nFROM scratch\n"));
+    }
+    let fault = fault_of(&request("# syntax=example.com/other\nFROM scratch\n"));
+    assert_eq!(fault.message, "the front end example.com/other is not supported");
+    assert_eq!(fault.locations[0].start_line, 1);
+    let mut asked = request("FROM scratch\n");
+    asked.build_args.insert("BUILDKIT_SYNTAX".to_owned(), "other --opt".to_owned());
+    let message = "failed with build-arg:BUILDKIT_SYNTAX = other --opt: the front end other is not supported";
+    assert_eq!(fault_of(&asked).message, message);
+}
+
+#[test]
+fn devices_need_the_labs_and_an_entitlement() {
+    let run = "FROM busybox\nRUN --device=vendor.test/class=dev,required true\n";
+    let refused = "device feature is only supported in Dockerfile frontend 1.14.0-labs or later";
+    assert_eq!(fault_of(&request(run)).message, refused);
+    let mut request = request(&format!("# syntax=docker/dockerfile:labs\n{run}"));
+    assert_eq!(fault_of(&request).message, "device vendor.test/class=dev is requested by the build but not allowed");
+    request.entitlements = vec!["device=vendor.test/class=dev,alias=x".to_owned()];
+    let plan = planned_as(&request);
+    let Input::Vertex(root) = plan.images[0].root else { panic!("a step") };
+    let Op::Run(run) = &*plan.graph.vertex(root).op else { panic!("RUN") };
+    assert_eq!(run.devices[0].name, "vendor.test/class=dev");
+    assert!(run.devices[0].required);
+}
+
+#[test]
+fn entitlements_allow_what_they_name() {
+    let mut request = request("FROM busybox\nRUN --security=insecure --network=host true\n");
+    request.entitlements = vec!["security.insecure".to_owned()];
+    assert_eq!(fault_of(&request).message, "failed to load LLB: network.host is not allowed");
+    request.entitlements.push("network.host".to_owned());
+    let plan = planned_as(&request);
+    let Input::Vertex(root) = plan.images[0].root else { panic!("a step") };
+    let Op::Run(run) = &*plan.graph.vertex(root).op else { panic!("RUN") };
+    assert_eq!(run.security, SecurityMode::Insecure);
+    // A check runs nothing, so there is nothing to allow.
+    request.entitlements.clear();
+    request.purpose = Purpose::Check;
+    planned_as(&request);
+}
+
+#[test]
+fn epochs_of_directories_are_unset_and_of_remote_sources_not_supported() {
+    let mut request = request("FROM scratch\nARG SOURCE_DATE_EPOCH\nLABEL e=[$SOURCE_DATE_EPOCH]\n");
+    request.build_args.insert("SOURCE_DATE_EPOCH".to_owned(), "context".to_owned());
+    let plan = planned_as(&request);
+    assert_eq!(plan.epoch, None);
+    assert_eq!(plan.images[0].config.config.labels["e"], "[]");
+    request.main_context = ContextKind::Http("http://h.test/x".to_owned());
+    let fault = fault_of(&request);
+    assert!(fault.message.contains("not supported yet"), "{fault}");
+}
+
+#[test]
+fn contexts_of_every_kind_are_roots() {
+    let mut request = request("FROM scratch\nCOPY . /\n");
+    let kinds = [
+        (ContextKind::None, vec!["[1/1] COPY . /"]),
+        (ContextKind::Local("x".to_owned()), vec!["[internal] load build context", "[1/1] COPY . /"]),
+        (
+            ContextKind::Http("http://h.test/x".to_owned()),
+            vec!["[internal] load remote build context", "[internal] load build context", "[1/1] COPY . /"],
+        ),
+    ];
+    for (kind, wanted) in kinds {
+        request.main_context = kind;
+        assert_eq!(names(&planned_as(&request)), wanted);
+    }
+}
+
+#[test]
+fn unused_contexts_are_not_in_the_graph() {
+    assert_eq!(names(&planned("FROM scratch\nCOPY <<EOF /f\nx\nEOF\n")), ["[1/1] COPY <<EOF /f"]);
+}
+
+#[test]
+fn files_of_ten_thousand_instructions_and_stages_are_planned() {
+    let mut long = "FROM busybox\n".to_owned();
+    (0..10_000).for_each(|index| long.push_str(&format!("RUN echo {index}\n")));
+    let plan = planned(&long);
+    assert_eq!(plan.graph.ids().count(), 10_001);
+    assert_eq!(plan.images[0].history.len(), 10_001);
+
+    let mut deep = "FROM busybox AS s0\n".to_owned();
+    (1..5_000)
+        .for_each(|index| deep.push_str(&format!("FROM s{} AS s{index}\nCOPY --from=s0 a /{index}\n", index - 1)));
+    let plan = planned(&deep);
+    assert_eq!(plan.images[0].history.len(), 5_000);
+    assert_eq!(plan.images[0].history[4_999].entry.created_by, "COPY a /4999 # buildkit");
+}
