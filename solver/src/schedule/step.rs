@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cache::{Key, Layer, NewRecord, Record, Store, StoreLock};
+use cache::{Key, Layer, LayerId, NewRecord, Record, Store, StoreLock};
 use futures_util::future::try_join_all;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -108,7 +108,7 @@ pub(super) async fn look_slow(shared: Arc<Shared>, subject: Subject, definition:
     let found = find(&shared.store, lookup.key, &step).await;
     if let (Some(layer), Some(definition)) = (&found, lookup.definition) {
         let alias = alias_record(definition, layer);
-        put(&shared.store, vec![alias], None, &step).await;
+        put(&shared.store, Made { records: vec![alias], parents: Vec::new() }, None, &step).await;
     }
     Event::Looked(lookup, found)
 }
@@ -127,7 +127,7 @@ async fn by_content(
     let answers = questions.iter().map(async |question| {
         let source = subject.inputs.get(question.input);
         let source = source.ok_or_else(|| OpError::internal(format!("there is no input {}", question.input)))?;
-        shared.executor.digest(source, question.selection.clone()).await.map(Answer::Content)
+        shared.executor.digest(source, question.selection.clone(), step).await.map(Answer::Content)
     });
     facts.answers = try_join_all(answers).await?;
     let key = key::key(&subject.op, &facts).ok_or_else(|| OpError::internal("an operation without a key"))?;
@@ -171,7 +171,9 @@ async fn perform_locked(shared: &Shared, performance: Performance) -> Result<(La
     let ingredients = serde_json::to_string(&*ingredients).expect("ingredients are pairs of strings");
     let record = NewRecord { key, layer: layer.id.clone(), ingredients, name, slot, cost: began.elapsed() };
     let alias = lookup.definition.map(|definition| alias_record(definition, &layer));
-    put(&shared.store, [record].into_iter().chain(alias).collect(), lock, &step).await;
+    let parents = lookup.facts.parents.layers().iter().map(|parent| parent.id.clone()).collect();
+    let records = [record].into_iter().chain(alias).collect();
+    put(&shared.store, Made { records, parents }, lock, &step).await;
     Ok((layer, Outcome::Done))
 }
 
@@ -234,13 +236,22 @@ async fn find(store: &Store, key: Key, step: &Step) -> Option<Layer> {
     }
 }
 
-/// Stores records, then lets go of the lock, so that who waits for it finds them.
-async fn put(store: &Store, records: Vec<NewRecord>, lock: Option<StoreLock>, step: &Step) {
+/// What is to be remembered of a result.
+struct Made {
+    records: Vec<NewRecord>,
+    /// What it was built on, base layer first; empty when that is nothing, or known already.
+    parents: Vec<LayerId>,
+}
+
+/// Stores what was made, then lets go of the lock, so that who waits for it finds it.
+async fn put(store: &Store, made: Made, lock: Option<StoreLock>, step: &Step) {
     let store = store.clone();
     let stored = blocking(move || {
+        let Made { records, parents } = made;
         let stored = records.iter().try_for_each(|record| store.put_record(record));
         drop(lock);
-        stored
+        let layer = records.first().map(|record| &record.layer).filter(|_| !parents.is_empty());
+        stored.and_then(|()| layer.map_or(Ok(()), |layer| store.set_parents(layer, &parents)))
     });
     if let Err(error) = stored.await {
         step.warn(format!("the result is not remembered: {error}"));

@@ -226,7 +226,12 @@ impl Drop for Running<'_> {
 
 #[async_trait]
 impl Executor for Toy {
-    async fn digest(&self, source: &ResultRef, selection: Selection<'_>) -> Result<ContentDigest, OpError> {
+    async fn digest(
+        &self,
+        source: &ResultRef,
+        selection: Selection<'_>,
+        _step: &Step,
+    ) -> Result<ContentDigest, OpError> {
         self.n_digests.fetch_add(1, Ordering::SeqCst);
         let path = match selection {
             Selection::Path(path) => path,
