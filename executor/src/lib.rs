@@ -7,6 +7,7 @@ pub mod context;
 pub mod export;
 pub mod files;
 pub mod layer;
+pub mod run;
 pub mod sandbox;
 pub mod source;
 pub mod sys;

@@ -29,6 +29,7 @@ mod step;
 mod supervise;
 mod terminal;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc as blocking;
 use std::time::Duration;
@@ -71,6 +72,11 @@ impl Sandbox {
     /// When the machine's facts cannot be read, or `scratch` cannot be written.
     pub fn new(scratch: TempDir, network: Arc<dyn NetworkProvider>) -> Result<Self, SandboxError> {
         Host::new(scratch, network).map(|host| Self { host: Arc::new(host) })
+    }
+
+    /// The scratch directory: a place for sockets and the like that commands are to see.
+    pub fn scratch(&self) -> &Path {
+        self.host.root()
     }
 
     /// How well commands are kept apart here.

@@ -72,7 +72,10 @@ pub(super) fn likely_kind(mount: &SandboxMount) -> PointKind {
         MountSource::Layers { lower, path, .. } => {
             lower.iter().any(|layer| is_file(layer.join(path.trim_start_matches('/'))))
         }
-        MountSource::Directory { root, path, .. } => is_file(root.join(path.trim_start_matches('/'))),
+        MountSource::Directory { root, path, .. } => match path.trim_start_matches('/') {
+            "" => is_file(root.clone()),
+            path => is_file(root.join(path)),
+        },
         MountSource::Tmpfs { .. } => false,
         MountSource::File(_) | MountSource::Socket { .. } => true,
     };
@@ -97,13 +100,7 @@ impl Workshop<'_> {
             }
             MountSource::Directory { root, path, writes } => {
                 let discard = *writes == Writes::Vanish && !mount.read_only;
-                let source = if discard {
-                    self.layers(index, std::slice::from_ref(root), path, true)?
-                } else {
-                    let root = open_directory(root).map_err(SandboxError::call("open", root))?;
-                    resolve(root.as_fd(), path)?
-                };
-                (source, read_only, "a directory")
+                (self.directory(index, root, path, discard)?, read_only, "a directory")
             }
             MountSource::File(file) => (self.memory_file(index, file)?, file_attributes(file.mode), "a file"),
             MountSource::Socket { path } => {
@@ -137,6 +134,24 @@ impl Workshop<'_> {
         let overlay = Overlay { lower: all, upper, user_xattrs: self.user_xattrs };
         let root = overlay.mount(self.stage)?;
         resolve(root.as_fd(), path)
+    }
+
+    /// A path in a directory of the host, or that directory (or file) itself.
+    fn directory(&self, index: usize, root: &Path, path: &str, discard: bool) -> Result<OwnedFd, SandboxError> {
+        let is_file = std::fs::metadata(root).is_ok_and(|found| !found.is_dir());
+        match (root.parent(), root.file_name().and_then(|name| name.to_str())) {
+            // Only directories can be layers of an overlay.
+            (Some(parent), Some(name)) if is_file && discard => {
+                self.layers(index, &[parent.to_owned()], &format!("/{name}"), true)
+            }
+            _ if is_file => rustix::fs::open(root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+                .map_err(SandboxError::call("open", root)),
+            _ if discard => self.layers(index, &[root.to_owned()], path, true),
+            _ => {
+                let root = open_directory(root).map_err(SandboxError::call("open", root))?;
+                resolve(root.as_fd(), path)
+            }
+        }
     }
 
     /// A file on a tmpfs of its own, so that nothing of it ever reaches a disk of ours.

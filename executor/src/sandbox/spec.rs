@@ -7,7 +7,9 @@ use std::sync::Arc;
 use solver::{NetworkMode, SecurityMode, Ulimit};
 
 /// One command and everything it sees. Spec: `spec/dockerfile.md` §8, `spec/engine.md` §5.1.
-#[derive(Clone, Debug)]
+///
+/// Has no `Debug` form on purpose: the environment may hold secrets.
+#[derive(Clone)]
 pub struct SandboxSpec {
     /// The layers of the root, base first; none is an empty root.
     pub lower: Vec<PathBuf>,
@@ -98,7 +100,7 @@ pub enum MountSource {
     },
     /// A path in a directory of the host. Writes, where they are allowed, vanish or stay.
     Directory {
-        /// The directory; it is the root for `path` and for symlinks.
+        /// The directory; it is the root for `path` and for symlinks. With `path` `/` it may be a file.
         root: PathBuf,
         /// Absolute path in it.
         path: String,

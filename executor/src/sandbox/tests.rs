@@ -645,17 +645,23 @@ fn privileged_memory_limits_are_noticed() {
 #[test]
 fn privileged_cost_of_a_step() {
     let Some(fixture) = Fixture::new() else { return };
-    let rounds = 50;
+    let runtime = runtime();
     for (name, network) in [("host network", NetworkMode::Host), ("own network", NetworkMode::None)] {
-        let specs: Vec<_> = (0..rounds).map(|_| SandboxSpec { network, ..fixture.shell("true") }).collect();
-        let runtime = runtime();
-        let start = Instant::now();
-        for spec in specs {
-            let mut log = |_: Stream, _: &[u8]| {};
-            let exit = runtime.block_on(fixture.sandbox.run(spec, &mut log, &CancellationToken::new())).unwrap();
-            assert!(exit.success());
-        }
-        let each = start.elapsed().as_secs_f64() * 1000.0 / f64::from(rounds);
-        eprintln!("{name}: {each:.2} ms a step");
+        // The machine does other things as well: the best of some batches says what a step costs.
+        let best = (0..8).map(|_| batch(&fixture, &runtime, network)).fold(f64::INFINITY, f64::min);
+        eprintln!("{name}: {best:.2} ms a step");
     }
+}
+
+/// Milliseconds a step.
+fn batch(fixture: &Fixture, runtime: &tokio::runtime::Runtime, network: NetworkMode) -> f64 {
+    const STEPS: u32 = 20;
+    let specs: Vec<_> = (0..STEPS).map(|_| SandboxSpec { network, ..fixture.shell("true") }).collect();
+    let start = Instant::now();
+    for spec in specs {
+        let mut log = |_: Stream, _: &[u8]| {};
+        let exit = runtime.block_on(fixture.sandbox.run(spec, &mut log, &CancellationToken::new())).unwrap();
+        assert!(exit.success());
+    }
+    start.elapsed().as_secs_f64() * 1000.0 / f64::from(STEPS)
 }

@@ -22,9 +22,8 @@ const AUDIT_ARM: u32 = 40 | 0x4000_0000;
 
 /// The filter for this machine, compiled once a process; `None` where we know no profile.
 pub fn default_filter() -> Option<&'static [FilterInstruction]> {
-    static FILTER: OnceLock<Vec<FilterInstruction>> = OnceLock::new();
-    let machines = machines_of(std::env::consts::ARCH)?;
-    Some(FILTER.get_or_init(|| bpf::compile(&machines)))
+    static FILTER: OnceLock<Option<Vec<FilterInstruction>>> = OnceLock::new();
+    FILTER.get_or_init(|| machines_of(std::env::consts::ARCH).map(|machines| bpf::compile(&machines))).as_deref()
 }
 
 fn machines_of(architecture: &str) -> Option<Vec<Machine>> {

@@ -1,0 +1,188 @@
+//! Performs [`RunOp`]s: turns an operation with its inputs into a sandbox, and an exit into an error message.
+//!
+//! Knows the store's cache mounts, secrets and agents; knows neither how layers become trees (the engine passes paths)
+//! nor how a sandbox works. Read [`Runner`] first. Spec: `spec/dockerfile.md` §2.2, §8, `spec/engine.md` §3.6, §5.2.
+
+mod cache_mount;
+mod mounts;
+mod outcome;
+mod secret;
+mod seed;
+mod ssh;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use solver::{NetworkMode, OpError, RunOp, Step, Stream};
+use tokio_util::sync::CancellationToken;
+
+pub use secret::{MOST_SECRET_BYTES, Secret, SecretStore};
+pub use ssh::{AgentStore, DEFAULT_AGENT};
+
+use crate::context::LocalContext;
+use crate::sandbox::{DEFAULT_PATH, Exit, Resources, Sandbox, SandboxSpec, Stdio};
+use cache_mount::Resets;
+use mounts::Mounts;
+
+/// What a build gives to all its steps.
+#[derive(Clone, Default)]
+pub struct RunOptions {
+    /// What `RUN --network=default` means; `None` is the sandbox's default network.
+    pub network: Option<NetworkMode>,
+    /// Limits of the steps' control groups. Not part of any key.
+    pub resources: Resources,
+    /// Secrets by id.
+    pub secrets: SecretStore,
+    /// Agents by id.
+    pub agents: AgentStore,
+}
+
+/// Runs commands for one build. Cheap to clone.
+#[derive(Clone)]
+pub struct Runner {
+    sandbox: Sandbox,
+    store: cache::Store,
+    options: Arc<RunOptions>,
+    resets: Arc<Resets>,
+}
+
+/// Where the files of an input lie.
+#[derive(Clone)]
+pub enum InputSource {
+    /// Trees of layers, base first; none is an empty root.
+    Layers(Vec<PathBuf>),
+    /// A directory of the client, seen through its ignore rules.
+    Context(LocalContext),
+}
+
+/// A result that an operation mounts.
+#[derive(Clone)]
+pub struct InputTree {
+    /// What the files are, whatever their paths: tells caches with different base contents apart.
+    pub identity: String,
+    /// Where they are.
+    pub source: InputSource,
+}
+
+/// One operation with everything that belongs to it.
+pub struct RunRequest<'a> {
+    /// What is run.
+    pub op: &'a RunOp,
+    /// Trees of the root, base first.
+    pub root: Vec<PathBuf>,
+    /// The vertex's inputs by index; the first is the root and is not looked at here.
+    pub inputs: &'a [InputTree],
+    /// Takes what the command writes: an empty directory, and overlayfs' scratch space beside it.
+    pub upper: PathBuf,
+    /// See `upper`.
+    pub work: PathBuf,
+    /// Empty the cache mounts first, unless this build has done so already.
+    pub ignore_cache: bool,
+    /// Gets the output and warnings.
+    pub step: &'a Step,
+    /// Stops everything.
+    pub cancel: &'a CancellationToken,
+}
+
+impl Runner {
+    /// Commands run in `sandbox`; persistent directories lie in `store`.
+    pub fn new(sandbox: Sandbox, store: cache::Store, options: RunOptions) -> Self {
+        Self { sandbox, store, options: Arc::new(options), resets: Arc::default() }
+    }
+
+    /// Runs a step. What it wrote is in `request.upper` then, and nothing else is.
+    ///
+    /// # Errors
+    /// BuildKit's words for a command that failed (`process "…" did not complete successfully: exit code: 3`), for a
+    /// missing secret, agent or source; [`solver::Tier::Environment`] for what the machine refuses.
+    ///
+    /// # Cancellation
+    /// By the request's token or by dropping: kills the command and waits for its end.
+    pub async fn run(&self, request: RunRequest<'_>) -> Result<(), OpError> {
+        let (spec, _mounts) = self.prepare(&request, Stdio::Piped).await?;
+        let step = request.step.clone();
+        let mut log = move |stream: Stream, bytes: &[u8]| step.log(stream, bytes.to_vec());
+        let exit = self.sandbox.run(spec, &mut log, request.cancel).await;
+        outcome::judge(request.op, exit.map(|exit| warn(request.step, exit)))
+    }
+
+    /// Runs a command for a person, with our terminal or streams, and says how it ended: `rbuild run`.
+    ///
+    /// # Errors
+    /// As [`Runner::run`], but a command's failure is its exit code.
+    pub async fn run_interactive(&self, request: RunRequest<'_>, stdio: Stdio) -> Result<Exit, OpError> {
+        let (spec, _mounts) = self.prepare(&request, stdio).await?;
+        let exit = self.sandbox.run_interactive(spec, request.cancel).await;
+        exit.map(|exit| warn(request.step, exit)).map_err(|error| outcome::op_error(request.op, error))
+    }
+
+    /// The sandbox for a request, and what has to be kept while it runs.
+    async fn prepare(&self, request: &RunRequest<'_>, stdio: Stdio) -> Result<(SandboxSpec, Mounts), OpError> {
+        let op = request.op;
+        if let Some(device) = op.devices.iter().find(|device| device.required) {
+            return Err(OpError::input(format!("device {} is requested by the build but not allowed", device.name)));
+        }
+        let mounts = mounts::prepare(self, request).await?;
+        let mut environment = Environment(op.env.clone());
+        if let Some(socket) = mounts.agent_socket.clone().filter(|_| !environment.has("SSH_AUTH_SOCK")) {
+            environment.set("SSH_AUTH_SOCK".to_owned(), socket);
+        }
+        for (name, value) in &op.proxy_env {
+            environment.set(name.clone(), value.clone());
+        }
+        if !environment.has("PATH") {
+            environment.set("PATH".to_owned(), DEFAULT_PATH.to_owned());
+        }
+        for (name, value) in &mounts.variables {
+            environment.set(name.clone(), value.clone());
+        }
+        let network = match op.network {
+            NetworkMode::Default => self.options.network.unwrap_or(NetworkMode::Default),
+            mode => mode,
+        };
+        let cgroup_parent = op.cgroup_parent.clone().or_else(|| self.options.resources.cgroup_parent.clone());
+        let spec = SandboxSpec {
+            lower: request.root.clone(),
+            upper: request.upper.clone(),
+            work: request.work.clone(),
+            args: op.args.clone(),
+            env: environment.0,
+            cwd: op.cwd.clone(),
+            user: op.user.clone(),
+            hostname: op.hostname.clone(),
+            extra_hosts: op.extra_hosts.iter().map(|host| (host.name.clone(), host.address.clone())).collect(),
+            network,
+            security: op.security,
+            shm_size_bytes: op.shm_size_bytes,
+            ulimits: op.ulimits.clone(),
+            resources: Resources { cgroup_parent, ..self.options.resources.clone() },
+            mounts: mounts.mounts.clone(),
+            stdio,
+        };
+        Ok((spec, mounts))
+    }
+}
+
+fn warn(step: &Step, exit: Exit) -> Exit {
+    for warning in &exit.warnings {
+        step.warn(warning.clone());
+    }
+    exit
+}
+
+/// Variables in order; a later one replaces an earlier one of its name.
+struct Environment(Vec<(String, String)>);
+
+impl Environment {
+    fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(key, _)| key == name)
+    }
+
+    fn set(&mut self, name: String, value: String) {
+        self.0.retain(|(key, _)| *key != name);
+        self.0.push((name, value));
+    }
+}
+
+#[cfg(test)]
+mod tests;

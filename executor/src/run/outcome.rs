@@ -1,0 +1,120 @@
+//! How a command ended, in BuildKit's words. Spec: `spec/dockerfile.md` §8.10.
+
+use solver::{OpError, RunOp};
+
+use crate::sandbox::{Exit, NotStarted, SandboxError};
+
+/// Success, or why not.
+pub(super) fn judge(op: &RunOp, exit: Result<Exit, SandboxError>) -> Result<(), OpError> {
+    let exit = exit.map_err(|error| op_error(op, error))?;
+    if exit.success() {
+        return Ok(());
+    }
+    let reason = match exit.out_of_memory {
+        true => "cannot allocate memory".to_owned(),
+        false => format!("exit code: {}", exit.code),
+    };
+    let mut error = OpError::input(failed(op, &reason));
+    error.exit_code = Some(exit.code);
+    error.help.extend(exit.not_started.and_then(|reason| advice(op, reason)));
+    Err(error)
+}
+
+/// A command that was not run to its end.
+pub(super) fn op_error(op: &RunOp, error: SandboxError) -> OpError {
+    match &error {
+        SandboxError::Cancelled => OpError::cancelled(),
+        SandboxError::User(_) | SandboxError::Directory { .. } => OpError::input(failed(op, &error.to_string())),
+        SandboxError::SourceMissing { .. } => OpError::input(format!("failed to compute cache key: {error}")),
+        SandboxError::NulByte { .. } | SandboxError::UnknownLimit { .. } => OpError::input(error.to_string()),
+        SandboxError::Io { .. } | SandboxError::Setup { .. } | SandboxError::Mount { .. } => {
+            OpError::environment(format!("cannot run `{}`: {error}", op.args.join(" ")))
+        }
+        SandboxError::Lost => OpError::internal(error.to_string()),
+    }
+}
+
+fn failed(op: &RunOp, reason: &str) -> String {
+    format!("process \"{}\" did not complete successfully: {reason}", op.args.join(" "))
+}
+
+/// What can be done about a program that did not even start.
+fn advice(op: &RunOp, reason: NotStarted) -> Option<String> {
+    let program = op.args.first().map_or("", String::as_str);
+    match reason {
+        NotStarted::Missing if program.ends_with("sh") => Some(format!(
+            "the root has no working `{program}`: use the exec form `RUN [\"program\", \"argument\"]`, or set `SHELL`"
+        )),
+        NotStarted::Missing => Some(format!("is `{program}` installed in an earlier step?")),
+        NotStarted::Denied => {
+            Some(format!("give `{program}` an executable mode, for instance with `COPY --chmod=755`"))
+        }
+        NotStarted::WrongFormat if op.platform.architecture != host_architecture() => {
+            let emulator = emulator(&op.platform.architecture);
+            Some(format!(
+                "this machine cannot run programs for {}: install `qemu-{emulator}` and register it in binfmt_misc with the flag F",
+                op.platform
+            ))
+        }
+        NotStarted::WrongFormat => {
+            Some(format!("`{program}` is neither a program for this machine nor a script with `#!`"))
+        }
+        NotStarted::Other(_) => None,
+    }
+}
+
+/// This machine as images name it.
+fn host_architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" => "ppc64le",
+        other => other,
+    }
+}
+
+/// QEMU's name of an image's architecture.
+fn emulator(architecture: &str) -> &str {
+    match architecture {
+        "arm64" => "aarch64",
+        "amd64" => "x86_64",
+        "386" => "i386",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::op;
+    use super::*;
+
+    fn exit(code: i32) -> Exit {
+        Exit { code, signal: None, out_of_memory: false, not_started: None, warnings: Vec::new() }
+    }
+
+    #[test]
+    fn endings_have_the_usual_words() {
+        let op = op(&["/bin/sh", "-c", "exit 3"]);
+        assert_eq!(judge(&op, Ok(exit(0))), Ok(()));
+        let error = judge(&op, Ok(exit(3))).unwrap_err();
+        assert_eq!(error.message, "process \"/bin/sh -c exit 3\" did not complete successfully: exit code: 3");
+        assert_eq!(error.exit_code, Some(3));
+        let error = judge(&op, Ok(Exit { out_of_memory: true, ..exit(137) })).unwrap_err();
+        assert_eq!(
+            error.message,
+            "process \"/bin/sh -c exit 3\" did not complete successfully: cannot allocate memory"
+        );
+        assert_eq!(error.exit_code, Some(137));
+        let error = judge(&op, Err(SandboxError::Cancelled)).unwrap_err();
+        assert_eq!((error.tier, error.message.as_str()), (solver::Tier::Cancelled, "context canceled"));
+    }
+
+    #[test]
+    fn a_program_for_another_machine_names_its_emulator() {
+        let mut op = op(&["/bin/x"]);
+        op.platform.architecture = "s390x".to_owned();
+        let error = judge(&op, Ok(Exit { not_started: Some(NotStarted::WrongFormat), ..exit(1) })).unwrap_err();
+        assert!(error.help[0].contains("qemu-s390x"), "{:?}", error.help);
+    }
+}
