@@ -4,9 +4,11 @@
 #![deny(unsafe_code)]
 
 pub mod context;
+pub mod engine;
 pub mod export;
 pub mod files;
 pub mod layer;
+pub mod packer;
 pub mod run;
 pub mod sandbox;
 pub mod source;

@@ -1,0 +1,332 @@
+//! The engine: performs operations for the solver by handing each to the module that knows how.
+//!
+//! Implements [`solver::Executor`] and [`solver::Resolver`]. Read [`Engine::new`] for what an engine is made of, then
+//! [`Engine::perform_kind`](Engine) for where each operation goes.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use cache::{Codec, ContentDigest, ContextIndex, Layer, LayerInfo, Lease, Store};
+use oci::layer::TarWriter;
+use oci::{ImageRef, Platform};
+use solver::plan::IgnoreFile;
+use solver::plan::patterns::Patterns;
+use solver::traits::Selection;
+use solver::{Chain, Executor, FileOp, ImageOp, Op, OpError, Progress, ResolvedImage, Resolver, ResultRef, Step, Work};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use crate::context::{self, IgnoreRules, LocalContext};
+use crate::files::{self, Form, Setting, Source};
+use crate::layer::{self, LayerSink, PackOptions};
+use crate::packer::{Packer, Wanted};
+use crate::run::{InputSource, InputTree, RunRequest, Runner};
+use crate::source::{GitSource, HttpSource, ImageSource};
+use crate::view::RootView;
+
+/// A directory that the client offers, with its ignore rules.
+#[derive(Clone, Debug)]
+pub struct OfferedDir {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its ignore file, if it has one.
+    pub ignore: Option<IgnoreFile>,
+}
+
+/// What an engine is made of.
+pub struct EngineParts {
+    /// Where results are kept.
+    pub store: Store,
+    /// Finds and pulls images.
+    pub images: Arc<ImageSource>,
+    /// Fetches files.
+    pub http: HttpSource,
+    /// Fetches git trees.
+    pub git: GitSource,
+    /// Runs commands.
+    pub runner: Runner,
+    /// Directories of the client, by the name of their context.
+    pub contexts: BTreeMap<String, OfferedDir>,
+    /// In which forms layers of the result will leave. Empty: they stay.
+    pub wanted: Vec<Wanted>,
+    /// Where work that belongs to no step is shown.
+    pub progress: Progress,
+    /// Stops everything.
+    pub cancel: CancellationToken,
+}
+
+/// Performs operations. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    parts: EngineParts,
+    packer: Packer,
+    contexts: BTreeMap<String, Opened>,
+    scratch: TempDir,
+    /// Nothing that this build touches is collected while the engine lives.
+    _lease: Lease,
+}
+
+/// A context that is opened when something is first read from it.
+struct Opened {
+    offered: OfferedDir,
+    context: OnceLock<Result<LocalContext, OpError>>,
+}
+
+impl Engine {
+    /// Makes an engine.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn new(parts: EngineParts) -> Result<Self, OpError> {
+        let lease = parts.store.lease()?;
+        let scratch = parts.store.scratch_dir()?;
+        let packer = Packer::new(parts.store.clone(), parts.images.clone(), parts.progress.clone(), parts.cancel.clone());
+        let open = |(name, offered): (&String, &OfferedDir)| {
+            (name.clone(), Opened { offered: offered.clone(), context: OnceLock::new() })
+        };
+        let contexts = parts.contexts.iter().map(open).collect();
+        Ok(Self { inner: Arc::new(Inner { parts, packer, contexts, scratch, _lease: lease }) })
+    }
+
+    /// Makes layers ready to leave.
+    pub fn packer(&self) -> &Packer {
+        &self.inner.packer
+    }
+
+    /// The merged root of a chain; its layers are fetched and unpacked where they are not.
+    ///
+    /// # Errors
+    /// A layer cannot be had.
+    pub async fn root_view(&self, chain: &Chain, step: &Step) -> Result<RootView, OpError> {
+        let trees = self.trees(chain, step).await?;
+        let open = move || RootView::open(&trees).map_err(OpError::from);
+        blocking(open).await
+    }
+
+    /// The trees of a chain, base layer first; layers are fetched and unpacked where they are not.
+    ///
+    /// # Errors
+    /// A layer cannot be had.
+    pub async fn trees(&self, chain: &Chain, step: &Step) -> Result<Vec<PathBuf>, OpError> {
+        self.inner.parts.images.ensure_trees(chain, step, &self.inner.parts.cancel).await
+    }
+
+    /// What a copy or mount reads from.
+    async fn source(&self, result: &ResultRef, step: &Step) -> Result<Source, OpError> {
+        match result {
+            ResultRef::Root(chain) if chain.layers().is_empty() => Ok(Source::Empty),
+            ResultRef::Root(chain) => Ok(Source::View(self.root_view(chain, step).await?)),
+            ResultRef::Context(name) => self.context(name).await.map(Source::Context),
+        }
+    }
+
+    async fn context(&self, name: &str) -> Result<LocalContext, OpError> {
+        let (engine, name) = (self.clone(), name.to_owned());
+        blocking(move || {
+            let opened = engine.inner.contexts.get(&name);
+            let opened = opened.ok_or_else(|| OpError::internal(format!("no context is called `{name}`")))?;
+            opened.context.get_or_init(|| engine.open_context(&name, &opened.offered)).clone()
+        })
+        .await
+    }
+
+    fn open_context(&self, name: &str, offered: &OfferedDir) -> Result<LocalContext, OpError> {
+        let rules = match &offered.ignore {
+            None => IgnoreRules::default(),
+            Some(file) => {
+                let patterns = Patterns::parse_ignore_file(&file.text)
+                    .map_err(|error| OpError::input(format!("failed to read {}: {error}", file.name)))?;
+                IgnoreRules { patterns, file: file.name.clone() }
+            }
+        };
+        let index = ContextIndex::load(&self.inner.parts.store, &offered.path.to_string_lossy());
+        Ok(LocalContext::open(name, &offered.path, rules, Some(index))?)
+    }
+
+    async fn perform_kind(&self, work: Work) -> Result<LayerInfo, OpError> {
+        match &*work.op {
+            Op::Run(run) => self.perform_run(run, &work).await,
+            Op::File(file) => self.perform_file(file.clone(), work).await,
+            Op::Http(http) => self.inner.parts.http.fetch(http, &work.step, &work.cancel).await,
+            Op::Git(git) => self.inner.parts.git.fetch(git, &work.step, &work.cancel).await,
+            Op::Image(_) | Op::Local(_) | Op::Merge => {
+                Err(OpError::internal("the solver gives images, contexts and merges itself"))
+            }
+        }
+    }
+
+    async fn perform_run(&self, op: &solver::RunOp, work: &Work) -> Result<LayerInfo, OpError> {
+        let Some(ResultRef::Root(root)) = work.inputs.first() else {
+            return Err(OpError::internal("a command has no root"));
+        };
+        let root = self.trees(root, &work.step).await?;
+        let mut inputs = Vec::with_capacity(work.inputs.len());
+        // Input 0 is the root itself; its place is kept so that the indices of mounts stay true.
+        inputs.push(InputTree { identity: String::new(), source: InputSource::Layers(Vec::new()) });
+        for input in &work.inputs[1..] {
+            inputs.push(self.input_tree(input, &work.step).await?);
+        }
+        let draft = self.inner.parts.store.new_tree()?;
+        let began = SystemTime::now();
+        let request = RunRequest {
+            op,
+            root,
+            inputs: &inputs,
+            upper: draft.tree(),
+            work: draft.work(),
+            ignore_cache: work.ignore_cache,
+            step: &work.step,
+            cancel: &work.cancel,
+        };
+        self.inner.parts.runner.run(request).await?;
+        let store = self.inner.parts.store.clone();
+        blocking(move || {
+            let content = layer::content_digest(&draft.tree(), Some((began, SystemTime::now())))?;
+            Ok(store.commit_tree(draft, content)?)
+        })
+        .await
+    }
+
+    /// What a command mounts of a result.
+    async fn input_tree(&self, input: &ResultRef, step: &Step) -> Result<InputTree, OpError> {
+        match input {
+            ResultRef::Root(chain) => {
+                let identity = chain.layers().iter().map(|layer| format!("{:?}", layer.content)).collect();
+                Ok(InputTree { identity, source: InputSource::Layers(self.trees(chain, step).await?) })
+            }
+            ResultRef::Context(name) => {
+                let identity = format!("context {name}");
+                Ok(InputTree { identity, source: InputSource::Context(self.context(name).await?) })
+            }
+        }
+    }
+
+    /// Writes the layer of a file operation, as a tree when a later step looks into it, else as a tar at once.
+    async fn perform_file(&self, op: FileOp, work: Work) -> Result<LayerInfo, OpError> {
+        let mut sources = Vec::with_capacity(work.inputs.len());
+        for input in &work.inputs {
+            sources.push(self.source(input, &work.step).await?);
+        }
+        let root = match sources.first() {
+            Some(Source::View(root)) => root.clone(),
+            Some(Source::Empty) => RootView::open(&[])?,
+            Some(Source::Context(_)) | None => return Err(OpError::internal("a file operation has no root")),
+        };
+        let engine = self.clone();
+        blocking(move || {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let setting = Setting {
+                root: &root,
+                inputs: &sources,
+                scratch: engine.inner.scratch.path(),
+                now: (now.as_secs() as i64, now.subsec_nanos()),
+                cancel: &work.cancel,
+            };
+            if work.needs_tree { engine.file_tree(&op, &setting) } else { engine.file_tar(&op, &setting) }
+        })
+        .await
+    }
+
+    fn file_tree(&self, op: &FileOp, setting: &Setting<'_>) -> Result<LayerInfo, OpError> {
+        let store = &self.inner.parts.store;
+        let draft = store.new_tree()?;
+        let outcome = files::perform_file_op(op, setting, Form::Tree(&draft.tree()))?;
+        Ok(store.commit_tree(draft, outcome.content)?)
+    }
+
+    fn file_tar(&self, op: &FileOp, setting: &Setting<'_>) -> Result<LayerInfo, OpError> {
+        let store = &self.inner.parts.store;
+        let mut codecs: Vec<Codec> = self.inner.parts.wanted.iter().map(|wanted| wanted.codec).collect();
+        // Some form must stay.
+        let keep_plain = codecs.is_empty() || codecs.contains(&Codec::Plain);
+        codecs.retain(|codec| *codec != Codec::Plain);
+        let sink = LayerSink::new(store, &PackOptions { keep_plain, codecs })?;
+        let mut tar = TarWriter::new(sink);
+        let outcome = files::perform_file_op(op, setting, Form::Tar(&mut tar))?;
+        let sink = tar.finish().map_err(|error| OpError::environment(format!("cannot write a layer: {error}")))?;
+        let packed = sink.finish()?;
+        Ok(store.commit_tar(&packed.diff_id, packed.tar_bytes, outcome.content)?)
+    }
+}
+
+#[async_trait]
+impl Executor for Engine {
+    async fn digest(
+        &self,
+        source: &ResultRef,
+        selection: Selection<'_>,
+        step: &Step,
+    ) -> Result<ContentDigest, OpError> {
+        let source = self.source(source, step).await?;
+        match selection {
+            Selection::Copy(copy) => {
+                let copy = copy.clone();
+                blocking(move || Ok(context::digest::digest(&source, &Selection::Copy(&copy))?)).await
+            }
+            Selection::Path(path) => {
+                let path = path.to_owned();
+                blocking(move || Ok(context::digest::digest(&source, &Selection::Path(&path))?)).await
+            }
+        }
+    }
+
+    async fn image_chain(&self, image: &ImageOp, step: &Step) -> Result<Chain, OpError> {
+        self.inner.parts.images.chain(image, step).await
+    }
+
+    async fn perform(&self, work: Work) -> Result<LayerInfo, OpError> {
+        self.perform_kind(work).await
+    }
+
+    async fn probe_source(&self, op: &Op, step: &Step) -> Result<String, OpError> {
+        match op {
+            Op::Http(http) => self.inner.parts.http.probe(http, step).await,
+            Op::Git(git) => self.inner.parts.git.probe(git, step).await,
+            _ => Err(OpError::internal("only URLs and git trees are probed")),
+        }
+    }
+
+    fn layer_is_final(&self, chain: &Chain) {
+        for wanted in &self.inner.parts.wanted {
+            self.inner.packer.start(chain, *wanted);
+        }
+    }
+}
+
+#[async_trait]
+impl Resolver for Engine {
+    async fn resolve_image(
+        &self,
+        reference: &ImageRef,
+        platform: &Platform,
+        step: &Step,
+    ) -> Result<ResolvedImage, OpError> {
+        self.inner.parts.images.resolve(reference, platform, step).await
+    }
+}
+
+/// What the store knows of a layer that a result names.
+///
+/// # Errors
+/// It is gone: a bug, because the lease protects it.
+pub(crate) fn known_layer(store: &Store, layer: &Layer) -> Result<LayerInfo, OpError> {
+    store.layer(&layer.id)?.ok_or_else(|| OpError::internal(format!("the store has lost the layer {}", layer.id)))
+}
+
+/// Runs work on files or the processor off the runtime's threads.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, OpError> + Send + 'static,
+) -> Result<T, OpError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(OpError::cancelled()),
+    }
+}

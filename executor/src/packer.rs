@@ -1,0 +1,257 @@
+//! The packer: makes tars, diff IDs and blobs of layers while the build is still running.
+//!
+//! Each layer is packed at most once a process, whoever asks. [`Packer::start`] begins in the background as soon as a
+//! layer of the result is final; [`Packer::packed`] is what exporters wait for. What the store has already is not made
+//! again. Knows nothing of images or of where the blobs go.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cache::{Codec, LayerId, LayerInfo, Store};
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use oci::layer::TarWriter;
+use oci::{Descriptor, DiffId, media_type};
+use solver::{Chain, OpError, Outcome, Progress};
+use tokio_util::sync::CancellationToken;
+
+use crate::layer::{LayerSink, PackOptions, write_tree};
+use crate::source::ImageSource;
+use crate::view::{Below, RootView};
+
+/// How much of a tar is read at once.
+const READ_BYTES: usize = 256 * 1024;
+
+/// In which form layers leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Wanted {
+    /// Compression of layers made here.
+    pub codec: Codec,
+    /// Compress layers that came compressed in another way again.
+    pub force: bool,
+    /// Plain tars must be stored, too, because their bytes are going to be sent; compressed ones always are.
+    pub store_plain: bool,
+}
+
+/// A layer that is ready to leave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PackedLayer {
+    /// Digest of its tar.
+    pub diff_id: DiffId,
+    /// Seconds since the epoch at which it was made.
+    pub created_at: i64,
+    /// The form that was wanted, with an OCI media type. A plain one may not be stored: the tar can be made again.
+    pub blob: Descriptor,
+}
+
+type Job = Shared<BoxFuture<'static, Result<PackedLayer, OpError>>>;
+
+/// Makes layers ready to leave. Cheap to clone.
+#[derive(Clone)]
+pub struct Packer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    images: Arc<ImageSource>,
+    progress: Progress,
+    cancel: CancellationToken,
+    jobs: Mutex<HashMap<(LayerId, Wanted), Job>>,
+}
+
+impl Packer {
+    /// Packs layers of `store`; base layers that are not here yet are fetched through `images`.
+    pub fn new(store: Store, images: Arc<ImageSource>, progress: Progress, cancel: CancellationToken) -> Self {
+        Self { inner: Arc::new(Inner { store, images, progress, cancel, jobs: Mutex::default() }) }
+    }
+
+    /// Begins to pack the top layer of `chain` in the background. Must be called inside the runtime.
+    pub fn start(&self, chain: &Chain, wanted: Wanted) {
+        // The job runs by itself; whoever needs the result asks for it again.
+        drop(self.job(chain, wanted));
+    }
+
+    /// All layers of `chain`, base first, ready to leave.
+    ///
+    /// # Errors
+    /// The first failure in the order of the layers.
+    pub async fn packed(&self, chain: &Chain, wanted: Wanted) -> Result<Vec<PackedLayer>, OpError> {
+        let jobs: Vec<Job> = (1..=chain.layers().len())
+            .map(|n_layers| self.job(&Chain::new(chain.layers()[..n_layers].to_vec()), wanted))
+            .collect();
+        let mut packed = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            packed.push(job.await?);
+        }
+        Ok(packed)
+    }
+
+    /// The job of the top layer of `chain`, begun when nobody has asked before.
+    fn job(&self, chain: &Chain, wanted: Wanted) -> Job {
+        let Some(top) = chain.layers().last() else {
+            return futures_util::future::ready(Err(OpError::internal("a chain without layers was packed"))).boxed().shared();
+        };
+        let mut jobs = self.inner.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let job = jobs.entry((top.id.clone(), wanted)).or_insert_with(|| {
+            let task = tokio::task::spawn(pack(self.inner.clone(), chain.clone(), wanted));
+            let outcome = async move {
+                match task.await {
+                    Ok(result) => result,
+                    Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                    Err(_) => Err(OpError::cancelled()),
+                }
+            };
+            outcome.boxed().shared()
+        });
+        job.clone()
+    }
+}
+
+/// Packs the top layer of `chain`.
+async fn pack(inner: Arc<Inner>, chain: Chain, wanted: Wanted) -> Result<PackedLayer, OpError> {
+    let (below, top) = chain.layers().split_at(chain.layers().len() - 1);
+    let info = crate::engine::known_layer(&inner.store, &top[0])?;
+    if let Some(packed) = already_packed(&inner.store, &info, wanted)? {
+        return Ok(packed);
+    }
+    // A pulled layer may not be here at all; one that was built has some form here.
+    if info.tree.is_none() && !info.has_tar {
+        let diff_id = info.diff_id.as_ref().ok_or_else(|| OpError::internal("a layer without any form was packed"))?;
+        let step = inner.progress.start(format!("[internal] fetch layer {diff_id}"));
+        let fetched = inner.images.ensure_blob(diff_id, &step, &inner.cancel).await;
+        step.finish(outcome(&fetched));
+        fetched?;
+        if let Some(packed) = already_packed(&inner.store, &info, wanted)? {
+            return Ok(packed);
+        }
+    }
+    let below = match info.tree {
+        // They are there: the tree was made on top of them, and the lease keeps them. Nothing will be shown.
+        Some(_) => inner.images.ensure_trees(&Chain::new(below.to_vec()), &Progress::silent().start(""), &inner.cancel).await?,
+        None => Vec::new(),
+    };
+    let work = move || pack_blocking(&inner, &info, &below, wanted);
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(OpError::cancelled()),
+    }
+}
+
+fn outcome<T>(result: &Result<T, OpError>) -> Outcome {
+    match result {
+        Ok(_) => Outcome::Done,
+        Err(error) => Outcome::Failed(error.message.clone()),
+    }
+}
+
+/// What can be had without any work.
+fn already_packed(store: &Store, info: &LayerInfo, wanted: Wanted) -> Result<Option<PackedLayer>, OpError> {
+    let Some(diff_id) = info.diff_id.clone() else { return Ok(None) };
+    let created_at = info.created_at;
+    let is_at_hand = || !wanted.store_plain || store.blob_path(diff_id.digest()).is_some();
+    if let (Codec::Plain, Some(bytes), true) = (wanted.codec, info.tar_bytes, is_at_hand()) {
+        let blob = Descriptor::new(media_type::OCI_LAYER, diff_id.digest().clone(), bytes);
+        return Ok(Some(PackedLayer { diff_id, created_at, blob }));
+    }
+    if wanted.codec == Codec::Plain {
+        return Ok(None);
+    }
+    if let Some(blob) = store.find_blob(&diff_id, wanted.codec)? {
+        return Ok(Some(PackedLayer { diff_id, created_at, blob }));
+    }
+    // A base image's layer keeps the compression that it came with.
+    if !wanted.force {
+        let came_compressed = store.find_blobs(&diff_id)?.into_iter().find(|blob| blob.digest != *diff_id.digest());
+        let is_foreign = info.layer.content == cache::ContentDigest::of_diff_id(&diff_id);
+        if let (true, Some(blob)) = (is_foreign, came_compressed) {
+            return Ok(Some(PackedLayer { diff_id, created_at, blob }));
+        }
+    }
+    Ok(None)
+}
+
+/// Makes the tar out of whatever form there is, and from it what is wanted.
+fn pack_blocking(
+    inner: &Inner,
+    info: &LayerInfo,
+    below: &[std::path::PathBuf],
+    wanted: Wanted,
+) -> Result<PackedLayer, OpError> {
+    let store = &inner.store;
+    let codecs = if wanted.codec == Codec::Plain { Vec::new() } else { vec![wanted.codec] };
+    let fault = |error: crate::layer::TreeError| OpError::environment(format!("cannot pack a layer: {error}"));
+    let mut sink = LayerSink::new(store, &PackOptions { keep_plain: wanted.codec == Codec::Plain && wanted.store_plain, codecs }).map_err(fault)?;
+    if let Some(tree) = &info.tree {
+        let lower = RootView::open(below).map_err(|error| OpError::environment(error.to_string()))?;
+        let mut tar = TarWriter::new(Cancellable { inner: &mut sink, cancel: &inner.cancel });
+        write_tree(tree, &Below::new(lower), &mut tar).map_err(|error| cancelled_or(&inner.cancel, || fault(error)))?;
+        tar.finish().map_err(|error| OpError::environment(format!("cannot pack a layer: {error}")))?;
+    } else {
+        stream_tar(store, info, &mut sink, &inner.cancel)?;
+    }
+    let packed = sink.finish().map_err(fault)?;
+    if info.diff_id.as_ref().is_some_and(|known| *known != packed.diff_id) {
+        let known = info.diff_id.as_ref().map(ToString::to_string).unwrap_or_default();
+        return Err(OpError::internal(format!("layer {known} has become {} when it was packed again", packed.diff_id)));
+    }
+    store.set_diff_id(&info.layer.id, &packed.diff_id, packed.tar_bytes)?;
+    let plain = || Descriptor::new(media_type::OCI_LAYER, packed.diff_id.digest().clone(), packed.tar_bytes);
+    let blob = packed.blobs.first().map_or_else(plain, |(_, blob)| blob.clone());
+    Ok(PackedLayer { diff_id: packed.diff_id.clone(), created_at: info.created_at, blob })
+}
+
+/// Sends a stored tar, plain or compressed, through the sink.
+fn stream_tar(store: &Store, info: &LayerInfo, sink: &mut LayerSink, cancel: &CancellationToken) -> Result<(), OpError> {
+    let mut tar = open_tar(store, info)?;
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        if cancel.is_cancelled() {
+            return Err(OpError::cancelled());
+        }
+        let n = tar.read(&mut buffer).map_err(|error| OpError::environment(format!("cannot read a layer: {error}")))?;
+        if n == 0 {
+            return Ok(());
+        }
+        sink.push(&buffer[..n]).map_err(|error| OpError::environment(format!("cannot pack a layer: {error}")))?;
+    }
+}
+
+/// The uncompressed tar of a layer that has no tree.
+fn open_tar(store: &Store, info: &LayerInfo) -> Result<Box<dyn Read + Send>, OpError> {
+    let lost = || OpError::environment(format!("the store has lost the layer {}", info.layer.id));
+    let diff_id = info.diff_id.as_ref().ok_or_else(lost)?;
+    let stored = store.find_blobs(diff_id)?.into_iter().map(|blob| blob.digest);
+    let path = [diff_id.digest().clone()].into_iter().chain(stored).find_map(|digest| store.blob_path(&digest));
+    let path = path.ok_or_else(lost)?;
+    let open = |error| OpError::environment(format!("cannot read `{}`: {error}", path.display()));
+    let file = File::open(&path).map_err(open)?;
+    let (_, tar) = oci::layer::decompress(BufReader::with_capacity(READ_BYTES, file)).map_err(open)?;
+    Ok(tar)
+}
+
+/// Refuses to go on once the build was stopped.
+struct Cancellable<'a> {
+    inner: &'a mut LayerSink,
+    cancel: &'a CancellationToken,
+}
+
+impl std::io::Write for Cancellable<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.cancel.is_cancelled() {
+            return Err(std::io::Error::other("cancelled"));
+        }
+        self.inner.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+fn cancelled_or(cancel: &CancellationToken, error: impl FnOnce() -> OpError) -> OpError {
+    if cancel.is_cancelled() { OpError::cancelled() } else { error() }
+}
