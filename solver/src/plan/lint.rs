@@ -36,6 +36,11 @@ impl Findings {
         Self { config, ..Self::default() }
     }
 
+    /// Notes nothing, ever.
+    pub(super) fn closed() -> Self {
+        Self { closed: true, ..Self::default() }
+    }
+
     /// Notes a finding if its rule is wanted where it was made.
     pub(super) fn raise(&mut self, found: lint::Warning) {
         if !self.config.reports(&found) {
@@ -58,8 +63,7 @@ impl Findings {
         }
     }
 
-    /// From here on nothing is noted: a fault was met, and what follows may be its consequence; or another platform is
-    /// evaluated, which would only say the same again.
+    /// From here on nothing is noted: a fault was met, and what follows may be its consequence.
     pub(super) fn close(&mut self) {
         self.closed = true;
     }

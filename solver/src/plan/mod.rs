@@ -1,8 +1,8 @@
 //! Lowers a Dockerfile to the build graph and the image config, for each target platform.
 //!
-//! The order of events: the global scope and every FROM are evaluated ([`scope`], [`from`]); stages are connected and
-//! checked ([`stages`]); images of the stages that are needed are found, and triggers bring more ([`resolve`],
-//! [`onbuild`]); then the needed stages are evaluated one after the other, instruction by instruction ([`stage`] and
+//! The order of events: the global scope and every FROM are evaluated (`scope.rs`, `from.rs`); stages are connected and
+//! checked (`stages.rs`); images of the stages that are needed are found, and triggers bring more (`resolve.rs`,
+//! `onbuild.rs`); then the needed stages are evaluated one after the other, instruction by instruction (`stage.rs` and
 //! the files named after the instructions). All platforms share one graph, in which equal vertices are one.
 //!
 //! Nothing here performs anything: no file is read and no image is fetched. Read [`PlanRequest`] first, then [`Plan`].
@@ -52,7 +52,7 @@ pub use request::{ContextKind, IgnoreFile, NoCache, PlanRequest, Purpose, Source
 pub use state::BaseImage;
 pub use target::PlannedImage;
 
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use oci::Platform;
 use parser::lint::CheckConfig;
 
@@ -101,7 +101,7 @@ async fn make(
 ) -> Result<Plan, PlanError> {
     let is_labs = check_front_end(request)?;
     let config = check_config(request)?;
-    *findings = Findings::new(config.clone());
+    *findings = Findings::new(config);
     let file = parser::parse(&request.dockerfile.text)?;
     file.warnings.iter().for_each(|found| findings.raise(found.clone()));
     let ignored = request.ignore.as_ref().map(Ignored::read).transpose()?.flatten();
@@ -116,50 +116,40 @@ async fn make(
         is_labs,
     };
     let finder = Finder::new(request, resolver, progress, is_multi);
-    let mut graph = Graph::default();
-    let images = lower(shared, platforms, &finder, config, findings, &mut graph).await?;
+    // Only the first platform reports what it finds: the others would repeat it.
+    let mut reports = vec![std::mem::take(findings)];
+    reports.resize_with(platforms.len(), Findings::closed);
+    let lowered = lower(shared, platforms, &finder, &mut reports).await;
+    *findings = reports.swap_remove(0);
+    let plan = lowered?;
     if request.purpose == Purpose::Build {
         findings.check()?;
     }
-    let (images, epochs): (Vec<_>, Vec<_>) = images.into_iter().unzip();
-    Ok(Plan {
-        graph,
-        images,
-        warnings: Vec::new(),
-        epoch: epochs.into_iter().flatten().next(),
-        is_multi_platform: is_multi || is_set(request, "BUILDKIT_MULTI_PLATFORM"),
-    })
+    Ok(plan)
 }
 
-/// Evaluates the file for each platform. Only the first one reports findings: the others would repeat them.
+/// Evaluates the file for each platform into one graph, with one of `reports` for each.
 async fn lower(
     shared: Shared<'_>,
     platforms: Vec<Platform>,
     finder: &Finder<'_>,
-    config: CheckConfig,
-    findings: &mut Findings,
-    graph: &mut Graph,
-) -> Result<Vec<(PlannedImage, Option<i64>)>, PlanError> {
-    let mut first = Some(findings);
-    let tasks = platforms.into_iter().map(|platform| {
-        let reported = first.take();
-        let mut closed = Findings::new(config.clone());
-        closed.close();
-        async move {
-            match reported {
-                Some(findings) => {
-                    Target::prepare(shared, platform, finder, findings).await.map(|it| (it, Some(findings), closed))
-                }
-                None => Target::prepare(shared, platform, finder, &mut closed).await.map(|it| (it, None, closed)),
-            }
-        }
-    });
+    reports: &mut [Findings],
+) -> Result<Plan, PlanError> {
+    let preparations = platforms.into_iter().zip(reports.iter_mut());
+    let targets = join_all(preparations.map(|(platform, report)| Target::prepare(shared, platform, finder, report)));
+    let targets = targets.await.into_iter().collect::<Result<Vec<Target<'_>>, _>>()?;
+    let mut graph = Graph::default();
     let mut images = Vec::new();
-    for (target, reported, mut closed) in try_join_all(tasks).await? {
-        let image = target.evaluate(graph, reported.unwrap_or(&mut closed))?;
-        images.push((image, target.epoch));
+    for (target, report) in targets.iter().zip(reports) {
+        images.push(target.evaluate(&mut graph, report)?);
     }
-    Ok(images)
+    Ok(Plan {
+        graph,
+        images,
+        warnings: Vec::new(),
+        epoch: targets.iter().find_map(|target| target.epoch),
+        is_multi_platform: shared.is_multi || is_set(shared.request, "BUILDKIT_MULTI_PLATFORM"),
+    })
 }
 
 /// Refuses files that ask for another front end than ours. Returns whether experimental instructions are on.

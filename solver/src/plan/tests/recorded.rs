@@ -4,6 +4,7 @@
 //! shows when steps run is left to the tests that run them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -58,8 +59,7 @@ fn folder() -> Option<PathBuf> {
 #[test]
 fn plans_agree_with_recorded_builds() {
     let Some(cases) = folder() else {
-        use std::io::Write;
-        let _ = writeln!(std::io::stderr(), "skipped: no recordings (set RBUILD_GOLDENS to their folder)");
+        say("skipped: no recordings (set RBUILD_GOLDENS to their folder)");
         return;
     };
     let mut names: Vec<String> =
@@ -80,9 +80,15 @@ fn plans_agree_with_recorded_builds() {
         }
     }
     let summary = format!("{n_agreed} agree, {n_left_out} left out, {} differ", wrong.len());
+    say(&summary);
     assert!(wrong.is_empty(), "{summary}\n{}", wrong.join("\n"));
     // A floor, so that a change of the recordings' layout cannot make the test empty.
     assert!(n_agreed > 600, "{summary}");
+}
+
+/// Tells whoever runs the tests with `--nocapture`, or reads why one failed.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "recorded builds: {text}");
 }
 
 enum Verdict {
