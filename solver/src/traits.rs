@@ -106,7 +106,8 @@ pub trait Executor: Send + Sync {
     ///
     /// # Errors
     /// A literal path that does not exist: BuildKit's `failed to compute cache key: … "/x": not found`.
-    async fn digest(&self, source: &ResultRef, selection: Selection<'_>) -> Result<ContentDigest, OpError>;
+    async fn digest(&self, source: &ResultRef, selection: Selection<'_>, step: &Step)
+    -> Result<ContentDigest, OpError>;
 
     /// The layers of an image, base first, as far as known without moving any bytes.
     async fn image_chain(&self, image: &crate::op::ImageOp, step: &Step) -> Result<Chain, OpError>;

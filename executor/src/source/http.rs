@@ -11,7 +11,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Read as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use cache::{LayerInfo, Store, TreeDraft};
@@ -39,12 +39,15 @@ const FILE_MODE: u32 = 0o600;
 
 /// Fetches files behind URLs.
 pub struct HttpSource {
-    client: Client,
+    /// Made when first needed: reading the system's certificates takes longer than most builds' first step.
+    client: LazyClient,
     store: Store,
     secrets: SecretLookup,
     /// Files that were fetched for a key, until the step is performed.
     fetched: Mutex<HashMap<(String, String), Fetched>>,
 }
+
+type LazyClient = LazyLock<Result<Client, String>, Box<dyn FnOnce() -> Result<Client, String> + Send>>;
 
 /// A file in a future layer.
 struct Fetched {
@@ -68,8 +71,13 @@ impl From<OpError> for Trouble {
 }
 
 impl HttpSource {
-    /// A source that asks through `client`, whose TLS settings, proxies and `User-Agent` are used as they are.
-    pub fn new(client: Client, store: Store, secrets: SecretLookup) -> Self {
+    /// A source that asks through what `client` makes, whose TLS settings, proxies and `User-Agent` are used as they are.
+    pub fn new(
+        client: impl FnOnce() -> reqwest::Result<Client> + Send + 'static,
+        store: Store,
+        secrets: SecretLookup,
+    ) -> Self {
+        let client = LazyClient::new(Box::new(move || client().map_err(chain)));
         Self { client, store, secrets, fetched: Mutex::default() }
     }
 
@@ -112,10 +120,15 @@ impl HttpSource {
         commit(&self.store, fetched.draft).await
     }
 
+    fn client(&self) -> Result<&Client, OpError> {
+        let made = self.client.as_ref();
+        made.map_err(|reason| OpError::environment(format!("cannot make an HTTP client: {reason}")))
+    }
+
     /// The strong ETag of the file with its time, if the server tells.
     async fn validator(&self, op: &HttpOp) -> Result<Option<String>, OpError> {
         // A server that cannot be asked this way is asked for the file, and its answer to that is what counts.
-        let request = self.client.request(Method::HEAD, &op.url).headers(self.authorization(&op.url)?);
+        let request = self.client()?.request(Method::HEAD, &op.url).headers(self.authorization(&op.url)?);
         let Ok(Ok(response)) = tokio::time::timeout(STALL_TIMEOUT, request.send()).await else { return Ok(None) };
         if !response.status().is_success() {
             return Ok(None);
@@ -150,7 +163,7 @@ impl HttpSource {
 
     async fn attempt(&self, op: &HttpOp, step: &Step) -> Result<Fetched, Trouble> {
         let shown = url::redacted(&op.url);
-        let request = self.client.get(&op.url).headers(self.authorization(&op.url)?);
+        let request = self.client()?.get(&op.url).headers(self.authorization(&op.url)?);
         let mut response = match tokio::time::timeout(STALL_TIMEOUT, request.send()).await {
             Err(_) => return Err(Trouble::Passing(format!("no answer from {shown}"))),
             Ok(Err(error)) if error.is_builder() || error.is_redirect() => {

@@ -6,6 +6,7 @@
 //! Spec: `spec/engine.md` §4.2, §4.5, §4.6.
 
 mod date;
+pub mod archive;
 pub mod git;
 pub mod http;
 pub mod image;

@@ -105,7 +105,7 @@ impl Git {
         }
         let last = stderr.lines().rev().find(|line| !line.trim().is_empty());
         let reason = last.map(|line| format!("{line}: ")).unwrap_or_default();
-        OpError::environment(format!("failed to {what}: git stderr:\n{reason}{status}").replace("git stderr:\n", ""))
+        OpError::environment(format!("failed to {what}: {reason}{status}"))
     }
 
     fn command<A: AsRef<OsStr>>(&self, dir: &Path, args: &[A]) -> Command {

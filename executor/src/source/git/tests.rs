@@ -244,6 +244,60 @@ async fn submodules_may_not_reach_into_this_machine() {
     assert_eq!(names(&tree.join("inner")), [""; 0]);
 }
 
+/// Serves repositories by git's own protocol. Stops when dropped.
+struct Daemon(std::process::Child, u16);
+
+impl Daemon {
+    fn start(base: &Path) -> Option<Self> {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let child = Command::new("git")
+            .args(["daemon", "--export-all", "--reuseaddr", "--listen=127.0.0.1"])
+            .args([format!("--port={port}"), format!("--base-path={}", base.display())])
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut daemon = Self(child, port);
+        loop {
+            if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                return Some(daemon);
+            }
+            if daemon.0.try_wait().unwrap().is_some() {
+                eprintln!("skipped: there is no git daemon");
+                return None;
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[tokio::test]
+async fn submodules_of_the_network_are_checked_out() {
+    let (Some(remote), Some(inner)) = (Remote::new(), Remote::new()) else { return };
+    let base = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(remote.path(), base.path().join("outer")).unwrap();
+    std::os::unix::fs::symlink(inner.path(), base.path().join("inner")).unwrap();
+    let Some(daemon) = Daemon::start(base.path()) else { return };
+    remote.git(&["submodule", "--quiet", "add", inner.path().to_str().unwrap(), "sub/inner"]);
+    // Relative to the remote.
+    remote.git(&["config", "-f", ".gitmodules", "submodule.sub/inner.url", "../inner"]);
+    remote.commit("submodule");
+    let (_dir, store) = store();
+    let op = GitOp { remote: format!("git://127.0.0.1:{}/outer", daemon.1), ..remote.op(None) };
+    let tree = fetch(&store, &op).await.unwrap();
+    assert_eq!(names(&tree.join("sub/inner")), ["f", "link", "out", "run.sh", "sub"]);
+    let part = fetch(&store, &GitOp { subdir: Some("sub/inner".to_owned()), ..op.clone() }).await.unwrap();
+    assert_eq!(names(&part), ["f", "link", "out", "run.sh", "sub"]);
+    let kept = fetch(&store, &GitOp { keep_git_dir: true, ..op }).await.unwrap();
+    assert_eq!(names(&kept.join("sub/inner")), [".git", "f", "link", "out", "run.sh", "sub"]);
+}
+
 #[tokio::test]
 async fn a_broken_repository_of_ours_is_made_anew() {
     let Some(remote) = Remote::new() else { return };

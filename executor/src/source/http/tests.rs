@@ -7,10 +7,9 @@ use super::*;
 
 fn source(store: &Store, secrets: &'static [(&str, &str)]) -> HttpSource {
     oci::registry::install_crypto_provider();
-    let client = Client::builder().no_proxy().build().unwrap();
     let secrets: SecretLookup =
         Arc::new(|id| secrets.iter().find(|(name, _)| *name == id).map(|(_, value)| value.as_bytes().to_vec()));
-    HttpSource::new(client, store.clone(), secrets)
+    HttpSource::new(|| Client::builder().no_proxy().build(), store.clone(), secrets)
 }
 
 fn op(url: String) -> HttpOp {

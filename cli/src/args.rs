@@ -1,0 +1,430 @@
+//! The command line as typed: flags and their help, nothing checked beyond syntax. [`crate::request`] checks.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+/// Build OCI images from Dockerfiles, without a daemon
+#[derive(Parser, Debug)]
+#[command(
+    name = "rbuild",
+    version,
+    about,
+    disable_help_subcommand = true,
+    override_usage = "rbuild [OPTIONS] PATH|URL|-\n       rbuild COMMAND [OPTIONS]",
+    after_help = "`rbuild [OPTIONS] PATH` is short for `rbuild build [OPTIONS] PATH`. A directory that is called like a \
+                  command is given as `./images`."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags of every command.
+#[derive(Args, Debug)]
+pub(crate) struct Global {
+    /// Directory of images, layers and cache [default: $RBUILD_STORE, else /var/lib/rbuild for root, else
+    /// $XDG_DATA_HOME/rbuild]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
+    /// Explain more: expanded warnings, a trace of decisions on standard error
+    #[arg(short = 'D', long, global = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "false", value_parser = boolean, hide_default_value = true, hide_possible_values = true)]
+    pub(crate) debug: bool,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Build an image from a Dockerfile
+    #[command(visible_alias = "b")]
+    Build(Box<BuildArgs>),
+    /// Run a command in an image
+    Run(RunArgs),
+    /// List images
+    #[command(visible_alias = "ls")]
+    Images(ImagesArgs),
+    /// Give an image another name
+    Tag(TagArgs),
+    /// Remove images
+    Rmi(RmiArgs),
+    /// Show everything about images as JSON
+    Inspect(InspectArgs),
+    /// Show how an image came about
+    History(HistoryArgs),
+    /// Show what the store holds
+    Du(DuArgs),
+    /// Remove build cache
+    Prune(PruneArgs),
+    /// Print a completion script for a shell
+    Completion {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `rbuild build`.
+#[derive(Args, Debug)]
+pub(crate) struct BuildArgs {
+    /// The build context: a directory, `-` (a tar, or a Dockerfile, on standard input), a git or http(s) URL
+    #[arg(value_name = "PATH|URL|-")]
+    pub(crate) context: String,
+
+    /// Name of the image: `app:1.0` (repeatable)
+    #[arg(short = 't', long = "tag", value_name = "NAME", action = ArgAction::Append)]
+    pub(crate) tags: Vec<String>,
+    /// The Dockerfile; `-` is standard input [default: PATH/Dockerfile]
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub(crate) file: Option<String>,
+    /// Stage to build [default: the last]
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) target: Option<String>,
+    /// Build argument; without a value it is taken from the environment (repeatable)
+    #[arg(long = "build-arg", value_name = "K[=V]", action = ArgAction::Append)]
+    pub(crate) build_args: Vec<String>,
+    /// Additional context, by name: a path, `docker-image://REF`, `oci-layout://DIR`, a git or http(s) URL (repeatable)
+    #[arg(long = "build-context", value_name = "NAME=VALUE", action = ArgAction::Append)]
+    pub(crate) build_contexts: Vec<String>,
+    /// Platform of the result [default: $DOCKER_DEFAULT_PLATFORM, else this machine's]
+    #[arg(long = "platform", value_name = "OS/ARCH", action = ArgAction::Append, value_delimiter = ',')]
+    pub(crate) platforms: Vec<String>,
+
+    /// Where the result goes: `type=oci,dest=x.tar`, `type=docker`, `type=local`, `type=tar`, `type=image`,
+    /// `type=cacheonly` (repeatable) [default: the local image store]
+    #[arg(short = 'o', long = "output", value_name = "SPEC", action = ArgAction::Append)]
+    pub(crate) outputs: Vec<String>,
+    /// Label of the image (repeatable)
+    #[arg(long = "label", value_name = "K=V", action = ArgAction::Append)]
+    pub(crate) labels: Vec<String>,
+    /// Write the image ID to a file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) iidfile: Option<PathBuf>,
+    /// Write facts about the result to a file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) metadata_file: Option<PathBuf>,
+
+    /// Ignore the cache in all stages
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+        value_parser = boolean, hide_default_value = true, hide_possible_values = true)]
+    pub(crate) no_cache: bool,
+    /// Ignore the cache in these stages (repeatable)
+    #[arg(long, value_name = "STAGE", action = ArgAction::Append, value_delimiter = ',')]
+    pub(crate) no_cache_filter: Vec<String>,
+    /// Ask the registry again for every image
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+        value_parser = boolean, hide_default_value = true, hide_possible_values = true)]
+    pub(crate) pull: bool,
+
+    /// Secret for `RUN --mount=type=secret`: `id=ID[,src=FILE|,env=VAR]` (repeatable)
+    #[arg(long = "secret", value_name = "SPEC", action = ArgAction::Append)]
+    pub(crate) secrets: Vec<String>,
+    /// ssh agent or keys for `RUN --mount=type=ssh`: `default`, `ID=SOCKET|KEY` (repeatable)
+    #[arg(long = "ssh", value_name = "SPEC", action = ArgAction::Append)]
+    pub(crate) ssh: Vec<String>,
+    /// Line of /etc/hosts in RUN: `HOST:IP` (repeatable)
+    #[arg(long = "add-host", value_name = "HOST:IP", action = ArgAction::Append, value_delimiter = ',')]
+    pub(crate) add_hosts: Vec<String>,
+    /// Network of RUN: `default`, `none` or `host`
+    #[arg(long, value_name = "MODE", default_value = "default")]
+    pub(crate) network: String,
+    /// Privilege that RUN steps may ask for: `network.host`, `security.insecure`, `device` (repeatable)
+    #[arg(long = "allow", value_name = "NAME", action = ArgAction::Append)]
+    pub(crate) allow: Vec<String>,
+    /// Size of /dev/shm in RUN: `64m`
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) shm_size: Option<String>,
+    /// Resource limit of RUN: `NAME=SOFT[:HARD]` (repeatable)
+    #[arg(long = "ulimit", value_name = "SPEC", action = ArgAction::Append)]
+    pub(crate) ulimits: Vec<String>,
+    /// Parent control group of RUN
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) cgroup_parent: Option<String>,
+
+    /// How progress is shown: `auto`, `plain`, `tty`, `rawjson`, `quiet` or `none`
+    #[arg(long, value_name = "MODE", env = "BUILDKIT_PROGRESS", default_value = "auto")]
+    pub(crate) progress: String,
+    /// Print only the image ID
+    #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "false", value_parser = boolean, hide_default_value = true, hide_possible_values = true)]
+    pub(crate) quiet: bool,
+    /// How many steps run at once [default: twice the number of processors]
+    #[arg(short = 'j', long, value_name = "N")]
+    pub(crate) jobs: Option<usize>,
+
+    #[command(flatten)]
+    pub(crate) inactive: InactiveArgs,
+}
+
+/// Flags that scripts pass and that have no effect here. Each says so once, except those that mean what rbuild does
+/// anyway.
+#[derive(Args, Debug)]
+pub(crate) struct InactiveArgs {
+    /// Accepted for scripts; rbuild has no builders
+    #[arg(long, hide = true, env = "BUILDX_BUILDER")]
+    pub(crate) builder: Option<String>,
+    /// Cache imports
+    #[arg(long, hide = true, action = ArgAction::Append)]
+    pub(crate) cache_from: Vec<String>,
+    /// Cache exports
+    #[arg(long, hide = true, action = ArgAction::Append)]
+    pub(crate) cache_to: Vec<String>,
+    /// Provenance attestation
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) provenance: Option<String>,
+    /// SBOM attestation
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) sbom: Option<String>,
+    /// Memory limit
+    #[arg(short = 'm', long, hide = true)]
+    pub(crate) memory: Option<String>,
+    /// Memory and swap limit
+    #[arg(long, hide = true)]
+    pub(crate) memory_swap: Option<String>,
+    /// CPU weight
+    #[arg(short = 'c', long, hide = true)]
+    pub(crate) cpu_shares: Option<String>,
+    /// CPU period
+    #[arg(long, hide = true)]
+    pub(crate) cpu_period: Option<String>,
+    /// CPU quota
+    #[arg(long, hide = true)]
+    pub(crate) cpu_quota: Option<String>,
+    /// CPUs
+    #[arg(long, hide = true)]
+    pub(crate) cpuset_cpus: Option<String>,
+    /// Memory nodes
+    #[arg(long, hide = true)]
+    pub(crate) cpuset_mems: Option<String>,
+    /// Resource limits
+    #[arg(long, hide = true, action = ArgAction::Append)]
+    pub(crate) resource: Vec<String>,
+    /// Windows isolation
+    #[arg(long, hide = true)]
+    pub(crate) isolation: Option<String>,
+    /// Security options of the classic builder
+    #[arg(long, hide = true, action = ArgAction::Append)]
+    pub(crate) security_opt: Vec<String>,
+    /// One layer
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "false", value_parser = boolean)]
+    pub(crate) squash: bool,
+    /// What rbuild does anyway
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    pub(crate) rm: Option<bool>,
+    /// What rbuild does anyway
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    pub(crate) force_rm: Option<bool>,
+    /// No context is transferred, so there is nothing to compress
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    pub(crate) compress: Option<bool>,
+    /// Content trust is gone from docker too
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    pub(crate) disable_content_trust: Option<bool>,
+}
+
+/// `rbuild run`.
+#[derive(Args, Debug)]
+pub(crate) struct RunArgs {
+    /// Keep standard input open
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Accepted for habit's sake: nothing is ever kept
+    #[arg(long)]
+    pub(crate) rm: bool,
+    /// Environment variable; without a value it is taken from this environment (repeatable)
+    #[arg(short, long = "env", value_name = "K[=V]", action = ArgAction::Append)]
+    pub(crate) env: Vec<String>,
+    /// User and group: `USER[:GROUP]`
+    #[arg(short, long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// Working directory
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// Replaces the image's ENTRYPOINT
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) entrypoint: Option<String>,
+    /// Host directory or file to mount: `HOST:CONTAINER[:ro]` (repeatable)
+    #[arg(short, long = "volume", value_name = "HOST:CONTAINER", action = ArgAction::Append)]
+    pub(crate) volumes: Vec<String>,
+    /// Network: `host` or `none`
+    #[arg(long, value_name = "MODE", default_value = "host")]
+    pub(crate) network: String,
+    /// Host name inside
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hostname: Option<String>,
+    /// The image
+    pub(crate) image: String,
+    /// Command and arguments instead of the image's CMD
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<String>,
+}
+
+/// `rbuild images`.
+#[derive(Args, Debug)]
+pub(crate) struct ImagesArgs {
+    /// Only this repository, or `repository:tag`
+    pub(crate) repository: Option<String>,
+    /// Only image IDs
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Whole image IDs
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// Show manifest digests
+    #[arg(long)]
+    pub(crate) digests: bool,
+    /// Accepted for habit's sake: there are no hidden intermediate images
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// `table` or `json` (one object a line)
+    #[arg(long, default_value = "table", value_parser = ["table", "json"])]
+    pub(crate) format: String,
+}
+
+/// `rbuild tag`.
+#[derive(Args, Debug)]
+pub(crate) struct TagArgs {
+    /// An image: name, ID or the beginning of an ID
+    pub(crate) source: String,
+    /// Its new name
+    pub(crate) target: String,
+}
+
+/// `rbuild rmi`.
+#[derive(Args, Debug)]
+pub(crate) struct RmiArgs {
+    /// Remove all names of an image given by ID
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Images: names, IDs or beginnings of IDs
+    #[arg(required = true)]
+    pub(crate) images: Vec<String>,
+}
+
+/// `rbuild inspect`.
+#[derive(Args, Debug)]
+pub(crate) struct InspectArgs {
+    /// Images: names, IDs or beginnings of IDs
+    #[arg(required = true)]
+    pub(crate) images: Vec<String>,
+}
+
+/// `rbuild history`.
+#[derive(Args, Debug)]
+pub(crate) struct HistoryArgs {
+    /// Whole IDs and commands
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// Only IDs
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// `table` or `json` (one object a line)
+    #[arg(long, default_value = "table", value_parser = ["table", "json"])]
+    pub(crate) format: String,
+    /// An image: name, ID or the beginning of an ID
+    pub(crate) image: String,
+}
+
+/// `rbuild du`.
+#[derive(Args, Debug)]
+pub(crate) struct DuArgs {
+    /// Only records that match: `type=regular`, `inuse=true`, `id=…` (repeatable)
+    #[arg(long = "filter", value_name = "FILTER", action = ArgAction::Append)]
+    pub(crate) filters: Vec<String>,
+    /// All facts about each record
+    #[arg(long)]
+    pub(crate) verbose: bool,
+    /// `table` or `json` (one object a line)
+    #[arg(long, default_value = "table", value_parser = ["table", "json"])]
+    pub(crate) format: String,
+}
+
+/// `rbuild prune`.
+#[derive(Args, Debug)]
+pub(crate) struct PruneArgs {
+    /// Also what images and recent builds use
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Only records that match: `until=24h`, `type=exec.cachemount` (repeatable)
+    #[arg(long = "filter", value_name = "FILTER", action = ArgAction::Append)]
+    pub(crate) filters: Vec<String>,
+    /// Keep this much
+    #[arg(long, visible_alias = "reserved-space", value_name = "BYTES")]
+    pub(crate) keep_storage: Option<String>,
+    /// Remove until no more than this is used
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) max_used_space: Option<String>,
+    /// Remove until this much of the disk is free
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) min_free_space: Option<String>,
+}
+
+/// Booleans as Go's `strconv.ParseBool` takes them.
+fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
+        _ => Err("expected true or false".to_owned()),
+    }
+}
+
+/// Puts `build` in front of arguments that name no command: `rbuild -t app .` is `rbuild build -t app .`.
+///
+/// A command's name wins over a directory of that name. Flags of every command may stand before the command.
+pub(crate) fn with_default_command(mut args: Vec<String>) -> Vec<String> {
+    let command = <Cli as clap::CommandFactory>::command();
+    let is_command = |word: &str| {
+        let mut commands = command.get_subcommands();
+        commands.any(|sub| sub.get_name() == word || sub.get_all_aliases().any(|alias| alias == word))
+    };
+    let mut index = 1;
+    while let Some(word) = args.get(index) {
+        match word.as_str() {
+            "-h" | "--help" | "-V" | "--version" => return args,
+            "--store" => index += 2,
+            "-D" | "--debug" => index += 1,
+            word if word.starts_with("--store=") || word.starts_with("--debug=") => index += 1,
+            word if is_command(word) => return args,
+            _ => break,
+        }
+    }
+    if args.len() > 1 {
+        args.insert(index.min(args.len()), "build".to_owned());
+    }
+    args
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn routed(line: &str) -> String {
+        let args = line.split(' ').map(str::to_owned).collect();
+        with_default_command(args).join(" ")
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn build_is_the_default_command() {
+        assert_eq!(routed("rbuild -t app:1.0 ."), "rbuild build -t app:1.0 .");
+        assert_eq!(routed("rbuild ."), "rbuild build .");
+        assert_eq!(routed("rbuild --store /s ."), "rbuild --store /s build .");
+        assert_eq!(routed("rbuild ./images"), "rbuild build ./images");
+        assert_eq!(routed("rbuild images"), "rbuild images");
+        assert_eq!(routed("rbuild --store=/s images"), "rbuild --store=/s images");
+        assert_eq!(routed("rbuild --help"), "rbuild --help");
+        assert_eq!(routed("rbuild"), "rbuild");
+    }
+}

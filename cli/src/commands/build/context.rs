@@ -1,0 +1,202 @@
+//! The build context: where files come from, which Dockerfile is meant, which ignore file applies
+//! (`spec/dockerfile.md` §5.1 and §6).
+
+use std::io::{IsTerminal, Read};
+use std::path::{Path, PathBuf};
+
+use executor::source::archive;
+use tokio_util::sync::CancellationToken;
+
+use crate::failure::Failure;
+use crate::request::{ContextArg, DockerfileArg};
+
+/// The most bytes of a Dockerfile from standard input.
+const MAX_STDIN_DOCKERFILE: usize = 2_000_000;
+
+/// A context whose files are on this machine.
+pub(crate) struct LoadedContext {
+    /// The Dockerfile's name as shown and its bytes.
+    pub(crate) dockerfile: (String, Vec<u8>),
+    /// Names this Dockerfile among builds.
+    pub(crate) identity: String,
+    /// Where the files are; `None` is an empty context.
+    pub(crate) dir: Option<PathBuf>,
+    /// Name and bytes of the ignore file.
+    pub(crate) ignore: Option<(String, Vec<u8>)>,
+    /// Files that came on standard input live as long as the build.
+    _unpacked: Option<tempfile::TempDir>,
+}
+
+/// Finds and reads what the request names. `scratch` makes a directory for files that come on standard input.
+pub(crate) fn load(
+    context: &ContextArg,
+    dockerfile: &DockerfileArg,
+    scratch: impl FnOnce() -> Result<tempfile::TempDir, Failure>,
+) -> Result<LoadedContext, Failure> {
+    match context {
+        ContextArg::Dir(dir) => local(dir, dockerfile),
+        ContextArg::Stdin => stdin(dockerfile, scratch),
+        ContextArg::Remote(url) => Err(Failure::input(format!("remote contexts are not supported yet: {url}"))
+            .help("clone or download it, and build the directory")),
+    }
+}
+
+fn local(dir: &Path, dockerfile: &DockerfileArg) -> Result<LoadedContext, Failure> {
+    if !dir.is_dir() {
+        let what = if dir.exists() { "is not a directory" } else { "not found" };
+        return Err(Failure::input(format!("unable to prepare context: path \"{}\" {what}", dir.display())));
+    }
+    let dir = dir.canonicalize().map_err(|error| {
+        Failure::environment(format!("unable to prepare context: cannot resolve \"{}\": {error}", dir.display()))
+    })?;
+    let (path, (name, text)) = match dockerfile {
+        DockerfileArg::Stdin => (None, ("Dockerfile".to_owned(), read_stdin_dockerfile()?)),
+        DockerfileArg::File(file) => {
+            let (path, bytes) = read_dockerfile(Path::new(file))?;
+            (Some(path), (file_name(Path::new(file)), bytes))
+        }
+        DockerfileArg::Default => {
+            let (path, bytes) = read_dockerfile(&dir.join("Dockerfile"))?;
+            let name = file_name(&path);
+            (Some(path), (name, bytes))
+        }
+    };
+    let ignore = ignore_file(path.as_deref(), &dir)?;
+    let identity = path.as_deref().unwrap_or(&dir).to_string_lossy().into_owned();
+    Ok(LoadedContext { dockerfile: (name, text), identity, dir: Some(dir), ignore, _unpacked: None })
+}
+
+/// Standard input: a tar is the context, anything else is the Dockerfile of an empty one.
+fn stdin(
+    dockerfile: &DockerfileArg,
+    scratch: impl FnOnce() -> Result<tempfile::TempDir, Failure>,
+) -> Result<LoadedContext, Failure> {
+    let mut input = std::io::stdin().lock();
+    if std::io::stdin().is_terminal() {
+        return Err(Failure::usage("the build context is standard input, and that is a terminal")
+            .help("redirect a Dockerfile or a tar: `rbuild - < Dockerfile`"));
+    }
+    let fault = |error| Failure::environment(format!("cannot read standard input: {error}"));
+    let mut start = vec![0; 1024];
+    let mut filled = 0;
+    while filled < start.len() {
+        match input.read(&mut start[filled..]).map_err(fault)? {
+            0 => break,
+            n => filled += n,
+        }
+    }
+    start.truncate(filled);
+    if !archive::is_archive(&start) {
+        if let DockerfileArg::File(_) = dockerfile {
+            return Err(Failure::usage("ambiguous Dockerfile source: both stdin and flag correspond to Dockerfiles"));
+        }
+        let mut text = start;
+        input.take(MAX_STDIN_DOCKERFILE as u64).read_to_end(&mut text).map_err(fault)?;
+        let identity = "-".to_owned();
+        let dockerfile = ("Dockerfile".to_owned(), text);
+        return Ok(LoadedContext { dockerfile, identity, dir: None, ignore: None, _unpacked: None });
+    }
+    let unpacked = scratch()?;
+    let received = std::io::Cursor::new(start).chain(input);
+    let dir = archive::unpack_context(received, unpacked.path(), &CancellationToken::new())?;
+    let file = match dockerfile {
+        DockerfileArg::File(file) => dir.join(file.trim_start_matches('/')),
+        DockerfileArg::Default | DockerfileArg::Stdin => dir.join("Dockerfile"),
+    };
+    let (path, text) = read_dockerfile(&file)?;
+    let (name, identity) = (file_name(&path), "-".to_owned());
+    Ok(LoadedContext { dockerfile: (name, text), identity, dir: Some(dir), ignore: None, _unpacked: Some(unpacked) })
+}
+
+/// Reads a Dockerfile; `dockerfile` serves when `Dockerfile` is missing.
+fn read_dockerfile(path: &Path) -> Result<(PathBuf, Vec<u8>), Failure> {
+    let fault = |error: std::io::Error, path: &Path| {
+        let reason = match error.kind() {
+            std::io::ErrorKind::NotFound => "no such file or directory".to_owned(),
+            std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+            _ => error.to_string(),
+        };
+        Failure::input(format!("failed to read dockerfile: open {}: {reason}", file_name(path)))
+    };
+    match std::fs::read(path) {
+        Ok(bytes) => Ok((path.to_owned(), bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && path.ends_with("Dockerfile") => {
+            let lower = path.with_file_name("dockerfile");
+            match std::fs::read(&lower) {
+                Ok(bytes) => Ok((lower, bytes)),
+                Err(_) => {
+                    Err(fault(error, path).help(format!("looked for {}; name another file with -f", path.display())))
+                }
+            }
+        }
+        Err(error) => Err(fault(error, path).help(format!("looked for {}", path.display()))),
+    }
+}
+
+fn read_stdin_dockerfile() -> Result<Vec<u8>, Failure> {
+    let mut text = Vec::new();
+    let read = std::io::stdin().lock().take(MAX_STDIN_DOCKERFILE as u64).read_to_end(&mut text);
+    read.map_err(|error| Failure::environment(format!("cannot read standard input: {error}")))?;
+    Ok(text)
+}
+
+/// `<Dockerfile>.dockerignore` beside the Dockerfile, else `.dockerignore` in the context; the first that exists.
+fn ignore_file(dockerfile: Option<&Path>, context: &Path) -> Result<Option<(String, Vec<u8>)>, Failure> {
+    let specific = dockerfile.map(|path| {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(".dockerignore");
+        path.with_file_name(name)
+    });
+    for path in specific.into_iter().chain([context.join(".dockerignore")]) {
+        match std::fs::read(&path) {
+            Ok(bytes) => return Ok(Some((file_name(&path), bytes))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Failure::input(format!("cannot read {}: {error}", path.display()))),
+        }
+    }
+    Ok(None)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load_dir(dir: &Path, dockerfile: DockerfileArg) -> Result<LoadedContext, Failure> {
+        load(&ContextArg::Dir(dir.to_owned()), &dockerfile, || unreachable!("a directory needs no scratch"))
+    }
+
+    #[test]
+    fn the_specific_ignore_file_wins_and_lower_case_serves() {
+        let temp = tempfile::tempdir().expect("temp dir");
+        let dir = temp.path();
+        std::fs::write(dir.join("dockerfile"), "FROM a").expect("write");
+        std::fs::write(dir.join("other.Dockerfile"), "FROM b").expect("write");
+        std::fs::write(dir.join(".dockerignore"), "general").expect("write");
+        std::fs::write(dir.join("other.Dockerfile.dockerignore"), "").expect("write");
+
+        let default = load_dir(dir, DockerfileArg::Default).ok().expect("default");
+        assert_eq!(default.dockerfile, ("dockerfile".to_owned(), b"FROM a".to_vec()));
+        assert_eq!(default.ignore, Some((".dockerignore".to_owned(), b"general".to_vec())));
+
+        let path = dir.join("other.Dockerfile").display().to_string();
+        let other = load_dir(dir, DockerfileArg::File(path)).ok().expect("other");
+        assert_eq!(other.ignore, Some(("other.Dockerfile.dockerignore".to_owned(), Vec::new())));
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        let temp = tempfile::tempdir().expect("temp dir");
+        let message = |failure: Failure| match failure {
+            Failure::Failed(report) => report.message,
+            other => panic!("{other:?}"),
+        };
+        let missing = load_dir(&temp.path().join("nope"), DockerfileArg::Default).err().expect("missing directory");
+        assert!(message(missing).starts_with("unable to prepare context: path "));
+        let missing = load_dir(temp.path(), DockerfileArg::Default).err().expect("missing file");
+        assert_eq!(message(missing), "failed to read dockerfile: open Dockerfile: no such file or directory");
+    }
+}

@@ -1,0 +1,256 @@
+//! `rbuild build`: one build, from checked flags to a written product.
+
+mod context;
+mod product;
+mod result_files;
+mod secrets;
+pub(crate) mod wire;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use executor::engine::{Engine, OfferedDir};
+use solver::plan::{ContextKind, IgnoreFile, NamedContext, NoCache, Plan, PlanError, PlanRequest, SourceText, plan};
+use solver::{OpError, Outcome, Progress, ResultRef, SolveContext, SolveError, solve};
+use tokio_util::sync::CancellationToken;
+
+use self::context::LoadedContext;
+use self::product::{Finished, Product};
+use crate::args::Global;
+use crate::env;
+use crate::failure::{Failure, Report, Source};
+use crate::report::{self, CheckWarning};
+use crate::request::BuildRequest;
+use crate::ui::{self, Ui};
+
+/// Name of the main context.
+const MAIN_CONTEXT: &str = "context";
+
+/// Builds, writes the product, and prints the image ID when it is all that is wanted.
+pub(crate) fn build(request: BuildRequest, global: &Global) -> Result<(), Failure> {
+    let store = super::open_store(global)?;
+    result_files::remove_old(&request)?;
+    let ui = Ui::start(request.progress, super::clock(), env::colours());
+    let cancel = CancellationToken::new();
+    let runtime = wire::runtime()?;
+    let mut source = None;
+    let build = Build { request: &request, store: &store, progress: ui.progress().clone(), cancel: cancel.clone() };
+    let outcome = runtime.block_on(wire::until_interrupted(cancel, build.run(&mut source)));
+    // Work that was cancelled ends before the last picture is drawn.
+    drop(runtime);
+    ui.close();
+    let with_source = |failure| attach(failure, source.as_ref());
+    let (finished, warnings) = outcome.map_err(with_source)?;
+    if let Some(source) = &source
+        && !request.quiet
+    {
+        report::warnings(&warnings, source, global.debug, env::colours());
+    }
+    result_files::write(&request, &finished)?;
+    if request.quiet
+        && let Some(id) = &finished.image_id
+    {
+        ui::stdout(&format!("{id}\n"))?;
+    }
+    Ok(())
+}
+
+/// Everything that the parts of one build share.
+struct Build<'a> {
+    request: &'a BuildRequest,
+    store: &'a cache::Store,
+    progress: Progress,
+    cancel: CancellationToken,
+}
+
+impl Build<'_> {
+    async fn run(&self, source: &mut Option<Source>) -> Result<(Finished, Vec<CheckWarning>), Failure> {
+        for warning in &self.request.warnings {
+            self.progress.warn(warning);
+        }
+        let context = self.load_context()?;
+        let (name, text) = &context.dockerfile;
+        *source = Some(Source { name: name.clone(), text: String::from_utf8_lossy(text).into_owned() });
+
+        let (plan_request, offered) = self.plan_request(&context)?;
+        let products = product::products(self.request);
+        let engine = wire::engine(self, offered, product::wanted(&products))?;
+        let plan = plan(&plan_request, &engine, &self.progress).await.map_err(plan_failure)?;
+        let warnings = plan.warnings.iter().map(check_warning).collect();
+        let chain = self.solve(&plan, &engine).await?;
+        let finished = self.export(&products, &plan, &engine, chain).await?;
+        Ok((finished, warnings))
+    }
+
+    /// Reads Dockerfile and ignore file, as steps that people know from elsewhere.
+    fn load_context(&self) -> Result<LoadedContext, Failure> {
+        let step = self.progress.start("[internal] load build definition from Dockerfile");
+        let scratch = || Ok(self.store.scratch_dir()?);
+        match context::load(&self.request.context, &self.request.dockerfile, scratch) {
+            Ok(context) => {
+                step.status("transferring dockerfile:", context.dockerfile.1.len() as u64, 0, true);
+                step.finish(Outcome::Done);
+                let step = self.progress.start("[internal] load .dockerignore");
+                let bytes = context.ignore.as_ref().map_or(2, |(_, text)| text.len());
+                step.status("transferring context:", bytes as u64, 0, true);
+                step.finish(Outcome::Done);
+                Ok(context)
+            }
+            Err(failure) => {
+                step.finish(Outcome::Failed("the build definition cannot be loaded".to_owned()));
+                Err(of_build(failure))
+            }
+        }
+    }
+
+    fn plan_request(&self, context: &LoadedContext) -> Result<(PlanRequest, BTreeMap<String, OfferedDir>), Failure> {
+        let request = self.request;
+        let mut offered = BTreeMap::new();
+        let main_context = match &context.dir {
+            Some(dir) => {
+                let ignore = context.ignore.clone().map(|(name, text)| IgnoreFile { name, text });
+                offered.insert(MAIN_CONTEXT.to_owned(), OfferedDir { path: dir.clone(), ignore });
+                ContextKind::Local(MAIN_CONTEXT.to_owned())
+            }
+            None => ContextKind::None,
+        };
+        let mut named_contexts = BTreeMap::new();
+        for (name, value) in &request.build_contexts {
+            named_contexts.insert(name.clone(), named_context(name, value, &mut offered)?);
+        }
+        let (name, text) = context.dockerfile.clone();
+        let no_cache = match (request.no_cache, request.no_cache_filter.is_empty()) {
+            (true, _) => NoCache::All,
+            (false, true) => NoCache::Off,
+            (false, false) => NoCache::Stages(request.no_cache_filter.clone()),
+        };
+        let plan_request = PlanRequest {
+            target: request.target.clone(),
+            platforms: request.platforms.clone(),
+            build_args: request.build_args.clone(),
+            labels: request.labels.clone(),
+            named_contexts,
+            main_context,
+            ignore: context.ignore.clone().map(|(name, text)| IgnoreFile { name, text }),
+            no_cache,
+            network: request.network,
+            add_hosts: request.add_hosts.clone(),
+            shm_size_bytes: request.shm_size_bytes,
+            ulimits: request.ulimits.clone(),
+            cgroup_parent: request.cgroup_parent.clone(),
+            entitlements: request.allow.clone(),
+            dockerfile_identity: context.identity.clone(),
+            ..PlanRequest::new(SourceText { name, text }, oci::Platform::host())
+        };
+        Ok((plan_request, offered))
+    }
+
+    async fn solve(&self, plan: &Plan, engine: &Engine) -> Result<solver::Chain, Failure> {
+        let image = plan.images.first().ok_or_else(|| Failure::from(OpError::internal("a plan without an image")))?;
+        let context = SolveContext {
+            store: self.store.clone(),
+            executor: Arc::new(engine.clone()),
+            progress: self.progress.clone(),
+            cancel: self.cancel.clone(),
+            parallelism: self.request.jobs.unwrap_or_else(wire::default_parallelism).max(1),
+        };
+        let results = solve(&plan.graph, &[image.root], context).await.map_err(solve_failure)?;
+        match results.into_iter().next() {
+            Some(ResultRef::Root(chain)) => Ok(chain),
+            _ => Err(OpError::internal("the target is not a root").into()),
+        }
+    }
+
+    async fn export(
+        &self,
+        products: &[Product],
+        plan: &Plan,
+        engine: &Engine,
+        chain: solver::Chain,
+    ) -> Result<Finished, Failure> {
+        let mut finished = Finished::default();
+        for product in products {
+            let step = self.progress.start(product.step_name());
+            match product.write(plan, engine, self.store, &chain, &step, &mut finished).await {
+                Ok(()) => step.finish(Outcome::Done),
+                Err(error) => {
+                    step.finish(Outcome::Failed(error.message.clone()));
+                    return Err(of_build(error.into()));
+                }
+            }
+        }
+        Ok(finished)
+    }
+}
+
+/// A path is a directory of this machine; everything else says what it is by its form.
+fn named_context(name: &str, value: &str, offered: &mut BTreeMap<String, OfferedDir>) -> Result<NamedContext, Failure> {
+    let path = std::path::Path::new(value);
+    if !path.is_dir() {
+        if !value.contains(':') {
+            return Err(Failure::input(format!("failed to get build context {name}: path \"{value}\" not found")));
+        }
+        return Ok(NamedContext::parse(name, value));
+    }
+    let path = path.canonicalize().map_err(|error| {
+        Failure::environment(format!("failed to get build context {name}: cannot resolve \"{value}\": {error}"))
+    })?;
+    let ignore = std::fs::read(path.join(".dockerignore")).ok();
+    let ignore = ignore.map(|text| IgnoreFile { name: ".dockerignore".to_owned(), text });
+    offered.insert(name.to_owned(), OfferedDir { path, ignore });
+    Ok(NamedContext::Local(name.to_owned()))
+}
+
+fn check_warning(warning: &solver::plan::Warning) -> CheckWarning {
+    CheckWarning {
+        rule: warning.rule.to_owned(),
+        message: warning.message.clone(),
+        url: warning.url.to_owned(),
+        location: warning.location.clone(),
+    }
+}
+
+/// Introduces a failure as that of a build.
+fn of_build(failure: Failure) -> Failure {
+    match failure {
+        Failure::Failed(report) => Failure::Failed(Box::new(Report { of_build: true, ..*report })),
+        other => other,
+    }
+}
+
+fn plan_failure(error: PlanError) -> Failure {
+    let mut help = error.help;
+    help.extend(error.others.iter().map(|other| {
+        let line = other.locations.first().map(|at| format!("line {}: ", at.start_line)).unwrap_or_default();
+        format!("also: {line}{}", other.message)
+    }));
+    Failure::Failed(Box::new(Report {
+        tier: error.tier,
+        message: error.message,
+        help,
+        locations: error.locations,
+        source: None,
+        of_build: true,
+    }))
+}
+
+fn solve_failure(error: SolveError) -> Failure {
+    Failure::Failed(Box::new(Report {
+        tier: error.error.tier,
+        message: error.error.message,
+        help: error.error.help,
+        locations: error.location.into_iter().collect(),
+        source: None,
+        of_build: true,
+    }))
+}
+
+/// Gives a failure of a build the Dockerfile for its excerpt.
+fn attach(failure: Failure, source: Option<&Source>) -> Failure {
+    match failure {
+        Failure::Failed(report) if report.source.is_none() => {
+            Failure::Failed(Box::new(Report { source: source.cloned(), ..*report }))
+        }
+        other => other,
+    }
+}

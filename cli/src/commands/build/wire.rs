@@ -1,0 +1,126 @@
+//! Wires the parts of a build: runtime, engine, registry client, signals.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use executor::engine::{Engine, EngineParts, OfferedDir};
+use executor::layer::{OverlayFlavour, UnpackOptions};
+use executor::packer::Wanted;
+use executor::source::git::GitOptions;
+use executor::source::image::PullPolicy;
+use executor::source::{GitSource, HttpSource, ImageSource};
+use oci::registry::{Client, ClientOptions, Proxies};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{Build, secrets};
+use crate::env;
+use crate::failure::Failure;
+
+/// Where registries' certificates are kept by others.
+const CERTS_DIRS: [&str; 2] = ["/etc/docker/certs.d", "/etc/containers/certs.d"];
+
+/// The runtime that waits; CPU work is rayon's.
+pub(crate) fn runtime() -> Result<Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::environment(format!("cannot start threads: {error}")))
+}
+
+/// Steps that run at once when nobody says: they wait for disks and networks as much as for processors.
+pub(crate) fn default_parallelism() -> usize {
+    2 * std::thread::available_parallelism().map_or(2, usize::from)
+}
+
+/// Runs to the end, or until the user or the system stops it; then everything is cancelled and waited for. A second
+/// interrupt ends the program at once.
+pub(crate) async fn until_interrupted<T>(cancel: CancellationToken, work: impl Future<Output = T>) -> T {
+    let watch = async {
+        let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+        else {
+            return std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        cancel.cancel();
+        interrupt.recv().await;
+        leave_at_once();
+    };
+    tokio::select! {
+        result = work => result,
+        () = watch => unreachable!("the watch ends the program or waits for ever"),
+    }
+}
+
+#[expect(clippy::exit, reason = "the second interrupt means: now")]
+fn leave_at_once() {
+    std::process::exit(130);
+}
+
+/// The engine of a build.
+pub(super) fn engine(
+    build: &Build<'_>,
+    contexts: BTreeMap<String, OfferedDir>,
+    wanted: Vec<Wanted>,
+) -> Result<Engine, Failure> {
+    let store = build.store.clone();
+    let client = Client::new(client_options());
+    let policy = if build.request.pull { PullPolicy::Always } else { PullPolicy::Missing };
+    let lookup = secrets::lookup(&build.request.secrets);
+    let git = GitOptions {
+        program: PathBuf::from("git"),
+        search_path: env::var("PATH").unwrap_or_default(),
+        proxy_env: env::proxies(),
+        ssh_auth_sock: secrets::default_agent(&build.request.ssh),
+        known_hosts: None,
+    };
+    let parts = EngineParts {
+        images: Arc::new(ImageSource::new(store.clone(), client.clone(), policy, unpack_options())),
+        http: HttpSource::new(http_client, store.clone(), lookup.clone()),
+        git: GitSource::new(git, store.clone(), lookup),
+        runner: secrets::runner(&store, &build.request.secrets, &build.request.ssh)?,
+        store,
+        contexts,
+        wanted,
+        progress: build.progress.clone(),
+        cancel: build.cancel.clone(),
+    };
+    Ok(Engine::new(parts)?)
+}
+
+/// The client for files behind URLs: the system's certificates, and proxies from the environment.
+fn http_client() -> reqwest::Result<reqwest::Client> {
+    oci::registry::install_crypto_provider();
+    reqwest::Client::builder().user_agent(concat!("rbuild/", env!("CARGO_PKG_VERSION"))).build()
+}
+
+/// How layers are unpacked for this user: root's overlayfs keeps its marks in `trusted.*`.
+pub(crate) fn unpack_options() -> UnpackOptions {
+    let flavour = if rustix::process::geteuid().is_root() { OverlayFlavour::Trusted } else { OverlayFlavour::User };
+    UnpackOptions { flavour, ..UnpackOptions::default() }
+}
+
+/// Everything that the registry client is told from outside.
+pub(crate) fn client_options() -> ClientOptions {
+    let docker_config_dir = env::docker_config_dir();
+    let own_certs = docker_config_dir.as_ref().map(|dir| dir.join("certs.d"));
+    ClientOptions {
+        docker_config_dir,
+        auth_files: env::auth_files(),
+        certs_dirs: CERTS_DIRS.iter().map(PathBuf::from).chain(own_certs).collect(),
+        ca_file: env::var("SSL_CERT_FILE").map(PathBuf::from),
+        ca_dir: env::var("SSL_CERT_DIR").map(PathBuf::from),
+        proxies: Proxies {
+            http: env::either_case("http_proxy"),
+            https: env::either_case("https_proxy"),
+            no_proxy: env::either_case("no_proxy"),
+        },
+        ..ClientOptions::default()
+    }
+}

@@ -1,0 +1,58 @@
+//! What each command does.
+
+mod build;
+mod image;
+mod images;
+mod run;
+mod space;
+mod table;
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use cache::Store;
+use clap::CommandFactory;
+
+use crate::args::{Cli, Command, Global};
+use crate::env;
+use crate::failure::Failure;
+use crate::request::BuildRequest;
+use crate::ui;
+
+/// Runs the command.
+pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
+    match cli.command {
+        Command::Build(args) => build::build(BuildRequest::check(*args)?, &cli.global),
+        Command::Run(args) => run::run(&open_store(&cli.global)?, args),
+        Command::Images(args) => images::images(&open_store(&cli.global)?, &args, now()),
+        Command::Tag(args) => images::tag(&open_store(&cli.global)?, &args),
+        Command::Rmi(args) => images::rmi(&open_store(&cli.global)?, &args),
+        Command::Inspect(args) => images::inspect(&open_store(&cli.global)?, &args),
+        Command::History(args) => images::history(&open_store(&cli.global)?, &args, now()),
+        Command::Du(args) => space::du(&open_store(&cli.global)?, &args, now()),
+        Command::Prune(args) => space::prune(&open_store(&cli.global)?, &args, now()),
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "rbuild", &mut script);
+            Ok(ui::stdout(&String::from_utf8_lossy(&script))?)
+        }
+    }
+}
+
+/// Opens the store that flags and environment name.
+fn open_store(global: &Global) -> Result<Store, Failure> {
+    let is_root = rustix::process::geteuid().is_root();
+    let dir = global.store.clone().or_else(|| env::store_dir(is_root)).ok_or_else(crate::no_store_dir)?;
+    Store::open(&dir).map_err(|error| {
+        Failure::from(error).help("name another directory with --store DIR, or with RBUILD_STORE in the environment")
+    })
+}
+
+/// Seconds since the epoch.
+fn now() -> i64 {
+    clock().1.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
+}
+
+/// Both clocks at one moment.
+fn clock() -> (Instant, SystemTime) {
+    (Instant::now(), SystemTime::now())
+}

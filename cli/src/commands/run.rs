@@ -1,0 +1,209 @@
+//! `rbuild run`: a command of an image, in the sandbox that RUN steps get. Nothing that it writes is kept.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cache::Store;
+use executor::sandbox::{Exit, HostNetwork, MountSource, Resources, Sandbox, SandboxMount, SandboxSpec, Stdio, Writes};
+use executor::source::ImageSource;
+use executor::source::image::PullPolicy;
+use oci::ContainerConfig;
+use oci::registry::Client;
+use solver::{Chain, NetworkMode, Progress, SecurityMode};
+use tokio_util::sync::CancellationToken;
+
+use super::build::wire;
+use super::image::{Image, find};
+use crate::args::RunArgs;
+use crate::env;
+use crate::failure::Failure;
+use crate::request::network;
+use crate::ui;
+
+/// Runs it; its exit code becomes ours.
+pub(crate) fn run(store: &Store, args: RunArgs) -> Result<(), Failure> {
+    let image = find(store, &args.image)?.swap_remove(0);
+    let _lease = store.lease()?;
+    let runtime = wire::runtime()?;
+    let exit = runtime.block_on(async {
+        let lower = trees(store, &image).await?;
+        let draft = store.new_tree()?;
+        let spec = SandboxSpec { lower, upper: draft.tree(), work: draft.work(), ..spec(&args, &image.config.config)? };
+        if !args.interactive {
+            close_input()?;
+        }
+        let sandbox = Sandbox::new(store.scratch_dir()?, Arc::new(HostNetwork)).map_err(fault)?;
+        sandbox.run_interactive(spec, &CancellationToken::new()).await.map_err(fault)
+    })?;
+    finish(&exit)
+}
+
+fn finish(exit: &Exit) -> Result<(), Failure> {
+    for warning in &exit.warnings {
+        ui::stderr(|out| std::io::Write::write_all(out, format!("WARN: {warning}\n").as_bytes()));
+    }
+    match u8::try_from(exit.code) {
+        Ok(0) => Ok(()),
+        Ok(code) => Err(Failure::Exit(code)),
+        Err(_) => Err(Failure::Exit(u8::MAX)),
+    }
+}
+
+/// The trees of the image's layers, unpacked where they are not.
+async fn trees(store: &Store, image: &Image) -> Result<Vec<std::path::PathBuf>, Failure> {
+    let diff_ids = image.config.rootfs.diff_ids.iter();
+    let layers = diff_ids.map(|diff_id| Ok(store.layer_for_diff_id(diff_id)?.layer));
+    let chain = Chain::new(layers.collect::<Result<_, Failure>>()?);
+    let client = Client::new(wire::client_options());
+    let images = ImageSource::new(store.clone(), client, PullPolicy::Missing, wire::unpack_options());
+    let step = Progress::silent().start("");
+    Ok(images.ensure_trees(&chain, &step, &CancellationToken::new()).await?)
+}
+
+/// Everything but the directories. ENTRYPOINT, CMD, ENV, USER and WORKDIR are the image's unless flags say otherwise.
+fn spec(args: &RunArgs, config: &ContainerConfig) -> Result<SandboxSpec, Failure> {
+    let mode = match network(&args.network)? {
+        NetworkMode::Default => NetworkMode::Host,
+        mode => mode,
+    };
+    let stdio = if args.tty { Stdio::Terminal } else { Stdio::Inherit };
+    Ok(SandboxSpec {
+        lower: Vec::new(),
+        upper: Default::default(),
+        work: Default::default(),
+        args: command(args, config)?,
+        env: environment(args, config),
+        cwd: args.workdir.clone().unwrap_or_else(|| or_root(&config.working_dir)),
+        user: args.user.clone().unwrap_or_else(|| config.user.clone()),
+        hostname: args.hostname.clone().unwrap_or_else(|| "rbuild".to_owned()),
+        extra_hosts: Vec::new(),
+        network: mode,
+        security: SecurityMode::Sandbox,
+        shm_size_bytes: None,
+        ulimits: Vec::new(),
+        resources: Resources::default(),
+        mounts: args.volumes.iter().map(|volume| mount(volume)).collect::<Result<_, _>>()?,
+        stdio,
+    })
+}
+
+fn or_root(working_dir: &str) -> String {
+    if working_dir.is_empty() { "/".to_owned() } else { working_dir.to_owned() }
+}
+
+/// An entrypoint given by flag drops the image's CMD, as docker does.
+fn command(args: &RunArgs, config: &ContainerConfig) -> Result<Vec<String>, Failure> {
+    let own = config.entrypoint.clone().unwrap_or_default();
+    let entrypoint = args.entrypoint.as_ref().map_or(own, |program| vec![program.clone()]);
+    let cmd = match (args.command.is_empty(), &args.entrypoint) {
+        (false, _) => args.command.clone(),
+        (true, Some(_)) => Vec::new(),
+        (true, None) => config.cmd.clone().unwrap_or_default(),
+    };
+    let command: Vec<String> = entrypoint.into_iter().chain(cmd).collect();
+    if command.is_empty() {
+        return Err(Failure::input(format!("no command specified: `{}` has neither ENTRYPOINT nor CMD", args.image)));
+    }
+    Ok(command)
+}
+
+fn environment(args: &RunArgs, config: &ContainerConfig) -> Vec<(String, String)> {
+    let mut env: Vec<(String, String)> = Vec::new();
+    let mut set = |name: &str, value: &str| match env.iter_mut().find(|(known, _)| known == name) {
+        Some(pair) => value.clone_into(&mut pair.1),
+        None => env.push((name.to_owned(), value.to_owned())),
+    };
+    for variable in &config.env {
+        let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
+        set(name, value);
+    }
+    if args.tty {
+        set("TERM", &env::var("TERM").unwrap_or_else(|| "xterm".to_owned()));
+    }
+    for variable in &args.env {
+        match variable.split_once('=') {
+            Some((name, value)) => set(name, value),
+            None => {
+                if let Some(value) = env::var(variable) {
+                    set(variable, &value);
+                }
+            }
+        }
+    }
+    if !env.iter().any(|(name, _)| name == "PATH") {
+        env.push(("PATH".to_owned(), executor::sandbox::DEFAULT_PATH.to_owned()));
+    }
+    env
+}
+
+/// `HOST:CONTAINER[:ro]`.
+fn mount(text: &str) -> Result<SandboxMount, Failure> {
+    let invalid = |reason: &str| Failure::usage(format!("invalid volume `{text}`: {reason}"));
+    let (host, rest) = text.split_once(':').ok_or_else(|| invalid("expected HOST:CONTAINER"))?;
+    let (target, read_only) = match rest.split_once(':') {
+        None => (rest, false),
+        Some((target, "ro")) => (target, true),
+        Some((target, "rw")) => (target, false),
+        Some((_, option)) => return Err(invalid(&format!("unknown option `{option}`"))),
+    };
+    if !target.starts_with('/') {
+        return Err(invalid("the container path must be absolute"));
+    }
+    let host = Path::new(host).canonicalize().map_err(|error| invalid(&format!("`{host}`: {error}")))?;
+    let (root, path) = match (host.is_dir(), host.parent(), host.file_name()) {
+        (false, Some(parent), Some(name)) => (parent.to_owned(), format!("/{}", name.to_string_lossy())),
+        _ => (host.clone(), "/".to_owned()),
+    };
+    let source = MountSource::Directory { root, path, writes: Writes::Stay };
+    Ok(SandboxMount { target: target.to_owned(), source, read_only })
+}
+
+/// Without `-i` the command reads nothing.
+fn close_input() -> Result<(), Failure> {
+    let fault = |error: std::io::Error| Failure::environment(format!("cannot close standard input: {error}"));
+    let null = std::fs::File::open("/dev/null").map_err(fault)?;
+    rustix::stdio::dup2_stdin(&null).map_err(|error| fault(error.into()))
+}
+
+fn fault(error: executor::sandbox::SandboxError) -> Failure {
+    Failure::environment(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn args(line: &str) -> RunArgs {
+        match crate::args::Cli::try_parse_from(line.split(' ')).expect(line).command {
+            crate::args::Command::Run(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn entrypoint_and_command_combine_as_in_docker() {
+        let config = ContainerConfig {
+            entrypoint: Some(vec!["e".into()]),
+            cmd: Some(vec!["c".into()]),
+            ..ContainerConfig::default()
+        };
+        for (line, expected) in [
+            ("rbuild run i", vec!["e", "c"]),
+            ("rbuild run i x -y", vec!["e", "x", "-y"]),
+            ("rbuild run --entrypoint p i", vec!["p"]),
+            ("rbuild run --entrypoint p i x", vec!["p", "x"]),
+        ] {
+            assert_eq!(command(&args(line), &config).ok().expect(line), expected, "{line}");
+        }
+        assert!(command(&args("rbuild run i"), &ContainerConfig::default()).is_err());
+    }
+
+    #[test]
+    fn flags_win_over_the_images_environment() {
+        let config = ContainerConfig { env: vec!["A=1".into(), "B=2".into()], ..ContainerConfig::default() };
+        let env = environment(&args("rbuild run -e B=3 -e C=4 i"), &config);
+        let expected = [("A", "1"), ("B", "3"), ("C", "4"), ("PATH", executor::sandbox::DEFAULT_PATH)];
+        assert_eq!(env, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    }
+}

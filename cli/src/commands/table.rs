@@ -1,0 +1,55 @@
+//! Text tables as docker prints them: columns padded to their widest cell and three blanks.
+
+use std::fmt::Write as _;
+
+use unicode_width::UnicodeWidthStr;
+
+/// A table under construction.
+pub(crate) struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table with these headings.
+    pub(crate) fn new(headings: &[&str]) -> Self {
+        Self { rows: vec![headings.iter().map(|heading| (*heading).to_owned()).collect()] }
+    }
+
+    /// Adds a row, one cell a heading.
+    pub(crate) fn row(&mut self, cells: Vec<String>) {
+        self.rows.push(cells);
+    }
+
+    /// The text, with a newline after each row. The last column is not padded.
+    pub(crate) fn render(&self) -> String {
+        let n_columns = self.rows[0].len();
+        let widths: Vec<usize> = (0..n_columns)
+            .map(|column| {
+                self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.width()).max().unwrap_or(0)
+            })
+            .collect();
+        let mut text = String::new();
+        for row in &self.rows {
+            let mut line = String::new();
+            for (cell, width) in row.iter().zip(&widths) {
+                let padding = width.saturating_sub(cell.width()) + 3;
+                let _ = write!(line, "{cell}{}", " ".repeat(padding));
+            }
+            text.push_str(line.trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let mut table = Table::new(&["A", "B"]);
+        table.row(vec!["longer".into(), "x".into()]);
+        assert_eq!(table.render(), "A        B\nlonger   x\n");
+    }
+}

@@ -1,0 +1,84 @@
+//! Every environment variable that rbuild reads. The rest of the program sees values, never the environment.
+//!
+//! | variable | effect |
+//! |---|---|
+//! | `RBUILD_STORE` | directory of the store |
+//! | `XDG_DATA_HOME`, `HOME` | where the store lies by default for ordinary users |
+//! | `BUILDKIT_PROGRESS` | progress mode when `--progress` is not given |
+//! | `NO_COLOR` | no colours when not empty |
+//! | `DOCKER_CONFIG` | directory of docker's `config.json` (registry credentials) |
+//! | `REGISTRY_AUTH_FILE`, `XDG_RUNTIME_DIR` | Podman's `auth.json` |
+//! | `DOCKER_DEFAULT_PLATFORM` | `--platform` when it is not given |
+//! | `SOURCE_DATE_EPOCH` | passed on as a build argument |
+//! | `SSH_AUTH_SOCK` | `--ssh default` |
+//! | `HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`, `ALL_PROXY`, in either case | proxies of the registry client and of git |
+//! | `SSL_CERT_FILE`, `SSL_CERT_DIR` | CAs instead of the system's |
+//! | `PATH` | where git and ssh are looked for |
+//! | `RBUILD_LOG` | what is traced on standard error, as `tracing` directives |
+//! | any | `--build-arg K`, `--secret id=…,env=K`, `rbuild run --env K` |
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// The value of a variable; `None` when it is unset or not UTF-8.
+#[expect(clippy::disallowed_methods, reason = "this module is the fence")]
+pub(crate) fn var(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// The raw bytes of a variable, for secrets.
+#[expect(clippy::disallowed_methods, reason = "this module is the fence")]
+pub(crate) fn var_os(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
+}
+
+fn non_empty(name: &str) -> Option<String> {
+    var(name).filter(|value| !value.is_empty())
+}
+
+/// Where the store lies when `--store` is not given.
+pub(crate) fn store_dir(is_root: bool) -> Option<PathBuf> {
+    if let Some(dir) = non_empty("RBUILD_STORE") {
+        return Some(dir.into());
+    }
+    if is_root {
+        return Some("/var/lib/rbuild".into());
+    }
+    let data = non_empty("XDG_DATA_HOME").map(PathBuf::from);
+    data.or_else(|| Some(home()?.join(".local/share"))).map(|dir| dir.join("rbuild"))
+}
+
+/// The user's home directory.
+pub(crate) fn home() -> Option<PathBuf> {
+    non_empty("HOME").map(PathBuf::from)
+}
+
+/// Whether colours are wanted.
+pub(crate) fn colours() -> bool {
+    non_empty("NO_COLOR").is_none()
+}
+
+/// Directory of docker's `config.json`.
+pub(crate) fn docker_config_dir() -> Option<PathBuf> {
+    non_empty("DOCKER_CONFIG").map(PathBuf::from).or_else(|| Some(home()?.join(".docker")))
+}
+
+/// Podman's credential files, most important first.
+pub(crate) fn auth_files() -> Vec<PathBuf> {
+    let named = non_empty("REGISTRY_AUTH_FILE").map(PathBuf::from);
+    let runtime = non_empty("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("containers/auth.json"));
+    let config = home().map(|dir| dir.join(".config/containers/auth.json"));
+    [named, runtime, config].into_iter().flatten().collect()
+}
+
+/// A variable that is written in lower or upper case.
+pub(crate) fn either_case(name: &str) -> Option<String> {
+    non_empty(name).or_else(|| non_empty(&name.to_ascii_uppercase()))
+}
+
+/// The proxy variables that are set, as they are.
+pub(crate) fn proxies() -> Vec<(String, String)> {
+    const NAMES: [&str; 4] = ["http_proxy", "https_proxy", "no_proxy", "all_proxy"];
+    let both = NAMES.iter().flat_map(|name| [(*name).to_owned(), name.to_ascii_uppercase()]);
+    both.filter_map(|name| Some((name.clone(), non_empty(&name)?))).collect()
+}

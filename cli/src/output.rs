@@ -1,0 +1,278 @@
+//! `--output`: where the result goes (`spec/cli.md` §1.4, `spec/engine.md` §1).
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use oci::ImageRef;
+
+use crate::csv;
+use crate::failure::Failure;
+use crate::request::parse_tag;
+
+/// One destination.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Output {
+    /// The local image store.
+    Image(ImageOptions),
+    /// An OCI layout, as tar or directory.
+    Oci {
+        /// Names and compression.
+        options: ImageOptions,
+        /// Where.
+        dest: Dest,
+        /// A tar; otherwise a directory.
+        tar: bool,
+    },
+    /// A tar that `docker load` takes.
+    Docker {
+        /// Names and compression.
+        options: ImageOptions,
+        /// Where.
+        dest: Dest,
+    },
+    /// The files of the root, as a directory.
+    Local {
+        /// Where.
+        dest: PathBuf,
+    },
+    /// The files of the root, as a tar.
+    Tar {
+        /// Where.
+        dest: Dest,
+    },
+    /// Nothing.
+    CacheOnly,
+}
+
+/// A file or standard output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Dest {
+    /// `dest=FILE`.
+    File(PathBuf),
+    /// `dest=-`, or none.
+    Stdout,
+}
+
+/// Attributes of outputs that are images.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct ImageOptions {
+    /// Names of the image.
+    pub(crate) names: Vec<ImageRef>,
+    /// How layers are compressed; `None` is the output's own default.
+    pub(crate) codec: Option<cache::Codec>,
+    /// Recompress the base image's layers too.
+    pub(crate) force_compression: bool,
+    /// Docker media types instead of OCI's.
+    pub(crate) docker_types: bool,
+    /// Annotations of the manifest.
+    pub(crate) annotations: BTreeMap<String, String>,
+}
+
+/// Parses all `--output` flags. Without any, the result goes to the local store under `tags`.
+pub(crate) fn parse_all(specs: &[String], tags: &[ImageRef]) -> Result<Vec<Output>, Failure> {
+    if specs.is_empty() {
+        return Ok(vec![Output::Image(ImageOptions { names: tags.to_vec(), ..ImageOptions::default() })]);
+    }
+    let outputs = specs.iter().map(|spec| parse(spec, tags)).collect::<Result<Vec<_>, _>>()?;
+    let stdouts = outputs.iter().filter(|output| output.is_stdout()).count();
+    if stdouts > 1 {
+        return Err(Failure::usage("multiple outputs configured to write to stdout"));
+    }
+    if let Some(output) = outputs.iter().find(|output| output.is_stdout())
+        && std::io::stdout().is_terminal()
+    {
+        let kind = output.kind();
+        return Err(Failure::usage(format!("dest file is required for {kind} exporter. refusing to write to console")));
+    }
+    Ok(outputs)
+}
+
+impl Output {
+    /// Whether standard output is used.
+    pub(crate) fn is_stdout(&self) -> bool {
+        matches!(
+            self,
+            Self::Oci { dest: Dest::Stdout, tar: true, .. }
+                | Self::Docker { dest: Dest::Stdout, .. }
+                | Self::Tar { dest: Dest::Stdout }
+        )
+    }
+
+    /// As written after `type=`.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Image(_) => "image",
+            Self::Oci { .. } => "oci",
+            Self::Docker { .. } => "docker",
+            Self::Local { .. } => "local",
+            Self::Tar { .. } => "tar",
+            Self::CacheOnly => "cacheonly",
+        }
+    }
+}
+
+fn parse(spec: &str, tags: &[ImageRef]) -> Result<Output, Failure> {
+    if spec == "-" {
+        return Ok(Output::Tar { dest: Dest::Stdout });
+    }
+    if !spec.contains('=') && !spec.contains(',') {
+        return local(Some(spec.to_owned()));
+    }
+    let mut attributes = BTreeMap::new();
+    for field in csv::fields(spec).map_err(|error| Failure::usage(format!("invalid --output `{spec}`: {}", error.0)))? {
+        let (key, value) = csv::pair(&field).ok_or_else(|| Failure::usage(format!("invalid value {field}")))?;
+        attributes.insert(key, value);
+    }
+    let kind = attributes.remove("type").ok_or_else(|| Failure::usage("type is required for output"))?;
+    let dest = attributes.remove("dest");
+    let output = match kind.as_str() {
+        "image" => Output::Image(image_options(&mut attributes, tags)?),
+        "oci" => {
+            let tar = flag(&mut attributes, "tar")?.unwrap_or(true);
+            let options = image_options(&mut attributes, tags)?;
+            if !tar && dest.as_deref().is_none_or(|dest| dest == "-") {
+                return Err(Failure::usage("dest is required for oci exporter with tar=false"));
+            }
+            Output::Oci { options, dest: file_or_stdout(dest), tar }
+        }
+        "docker" => {
+            if dest.is_none() {
+                return Err(Failure::usage("loading into a docker engine is not supported yet")
+                    .help("write a tar and load it: `-o type=docker,dest=- | docker load`"));
+            }
+            Output::Docker { options: image_options(&mut attributes, tags)?, dest: file_or_stdout(dest) }
+        }
+        "local" => local(dest)?,
+        "tar" => Output::Tar { dest: file_or_stdout(dest) },
+        "cacheonly" => Output::CacheOnly,
+        "registry" => {
+            return Err(Failure::usage("pushing to a registry is not supported yet")
+                .help("write an OCI archive and push it: `-o type=oci,dest=x.tar`, `skopeo copy oci-archive:x.tar docker://…`"));
+        }
+        other => {
+            return Err(Failure::usage(format!("exporter \"{other}\" could not be found"))
+                .help("rbuild knows image, oci, docker, local, tar and cacheonly"));
+        }
+    };
+    match attributes.keys().next() {
+        Some(unknown) => Err(Failure::usage(format!("the {kind} exporter has no attribute `{unknown}`"))),
+        None => Ok(output),
+    }
+}
+
+fn local(dest: Option<String>) -> Result<Output, Failure> {
+    match dest.as_deref() {
+        None | Some("") => Err(Failure::usage("dest is required for local exporter")),
+        Some("-") => Err(Failure::usage("dest cannot be stdout for local exporter")),
+        Some(dest) if std::path::Path::new(dest).is_file() => {
+            Err(Failure::usage(format!("destination directory {dest} is a file")))
+        }
+        Some(dest) => Ok(Output::Local { dest: dest.into() }),
+    }
+}
+
+fn file_or_stdout(dest: Option<String>) -> Dest {
+    dest.filter(|dest| dest != "-").map_or(Dest::Stdout, |dest| Dest::File(dest.into()))
+}
+
+fn image_options(attributes: &mut BTreeMap<String, String>, tags: &[ImageRef]) -> Result<ImageOptions, Failure> {
+    let names = match attributes.remove("name") {
+        Some(names) => names.split(',').map(parse_tag).collect::<Result<_, _>>()?,
+        None => tags.to_vec(),
+    };
+    if flag(attributes, "push")? == Some(true) {
+        return Err(Failure::usage("pushing to a registry is not supported yet"));
+    }
+    let kind = attributes.remove("compression");
+    let level = attributes.remove("compression-level");
+    let annotations: Vec<String> = attributes.keys().filter(|key| key.starts_with("annotation.")).cloned().collect();
+    let annotations = annotations.into_iter().filter_map(|key| {
+        let value = attributes.remove(&key)?;
+        Some((key["annotation.".len()..].to_owned(), value))
+    });
+    let annotations = annotations.collect();
+    Ok(ImageOptions {
+        names,
+        codec: codec(kind.as_deref(), level.as_deref())?,
+        force_compression: flag(attributes, "force-compression")?.unwrap_or(false),
+        docker_types: flag(attributes, "oci-mediatypes")? == Some(false),
+        annotations,
+    })
+}
+
+fn codec(kind: Option<&str>, level: Option<&str>) -> Result<Option<cache::Codec>, Failure> {
+    let level = level.map(|text| {
+        text.parse::<i32>()
+            .map_err(|_| Failure::usage(format!("non-integer value {text} specified for compression-level")))
+    });
+    let level = level.transpose()?.filter(|level| *level >= 0);
+    let clamp = |most: u8, default: u8| level.map_or(default, |level| u8::try_from(level).unwrap_or(most).min(most));
+    match kind {
+        None if level.is_some() => Ok(Some(cache::Codec::Gzip { level: clamp(9, DEFAULT_GZIP_LEVEL) })),
+        None => Ok(None),
+        Some("uncompressed") => Ok(Some(cache::Codec::Plain)),
+        Some("gzip") => Ok(Some(cache::Codec::Gzip { level: clamp(9, DEFAULT_GZIP_LEVEL) })),
+        Some("zstd") => Ok(Some(cache::Codec::Zstd { level: clamp(22, DEFAULT_ZSTD_LEVEL).max(1) })),
+        Some("estargz") => Err(Failure::usage("compression=estargz is not supported yet")),
+        Some(other) => Err(Failure::usage(format!("unsupported compression type {other}"))),
+    }
+}
+
+/// libdeflate's level 4 gives the size of zlib's 6 in a quarter of its time (design, §4.3).
+pub(crate) const DEFAULT_GZIP_LEVEL: u8 = 4;
+/// zstd's own default.
+pub(crate) const DEFAULT_ZSTD_LEVEL: u8 = 3;
+
+/// A boolean attribute; empty is true, as for the flags of `spec/engine.md` §1.2.
+fn flag(attributes: &mut BTreeMap<String, String>, key: &str) -> Result<Option<bool>, Failure> {
+    match attributes.remove(key).as_deref() {
+        None => Ok(None),
+        Some("" | "1" | "t" | "T" | "TRUE" | "true" | "True") => Ok(Some(true)),
+        Some("0" | "f" | "F" | "FALSE" | "false" | "False") => Ok(Some(false)),
+        Some(other) => Err(Failure::usage(format!("non-bool value specified for {key}: {other}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(spec: &str) -> Result<Output, Failure> {
+        parse(spec, &[])
+    }
+
+    #[test]
+    fn forms_of_outputs() {
+        assert_eq!(one("out").expect("path"), Output::Local { dest: "out".into() });
+        assert_eq!(one("-").expect("dash"), Output::Tar { dest: Dest::Stdout });
+        assert_eq!(one("type=tar,dest=x").expect("tar"), Output::Tar { dest: Dest::File("x".into()) });
+        assert_eq!(one("type=cacheonly").expect("cacheonly"), Output::CacheOnly);
+        match one("type=oci,dest=x.tar,compression=zstd,compression-level=9").expect("oci") {
+            Output::Oci { options, dest, tar } => {
+                assert_eq!(options.codec, Some(cache::Codec::Zstd { level: 9 }));
+                assert_eq!(dest, Dest::File("x.tar".into()));
+                assert!(tar);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn mistakes_in_outputs() {
+        for spec in [
+            "type=local",
+            "type=local,dest=-",
+            "type=nosuch",
+            "dest=x",
+            "type=oci,dest=x,tar=maybe",
+            "type=oci,x",
+            "type=oci,dest=x,compression=lzma",
+            "type=oci,dest=x,compression=gzip,compression-level=high",
+            "type=oci,tar=false",
+            "type=tar,dest=x,surprise=1",
+        ] {
+            assert!(one(spec).is_err(), "{spec}");
+        }
+    }
+}

@@ -1,0 +1,457 @@
+//! Checked flags. Nothing behind this module sees a flag.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use oci::{ImageRef, Platform};
+use solver::{ExtraHost, NetworkMode, Ulimit};
+
+use crate::args::BuildArgs;
+use crate::csv;
+use crate::env;
+use crate::failure::Failure;
+use crate::output::{self, Output};
+use crate::ui::Mode;
+
+/// The most bytes of a secret (`spec/cli.md` §1.5).
+const MAX_SECRET_BYTES: u64 = 500 * 1024;
+
+/// Everything about one build, checked.
+#[derive(Debug)]
+pub(crate) struct BuildRequest {
+    pub(crate) context: ContextArg,
+    pub(crate) dockerfile: DockerfileArg,
+    pub(crate) target: Option<String>,
+    pub(crate) build_args: BTreeMap<String, String>,
+    pub(crate) build_contexts: Vec<(String, String)>,
+    pub(crate) platforms: Vec<Platform>,
+    pub(crate) outputs: Vec<Output>,
+    pub(crate) labels: Vec<(String, String)>,
+    pub(crate) iidfile: Option<PathBuf>,
+    pub(crate) metadata_file: Option<PathBuf>,
+    pub(crate) no_cache: bool,
+    pub(crate) no_cache_filter: Vec<String>,
+    pub(crate) pull: bool,
+    pub(crate) secrets: Vec<SecretArg>,
+    pub(crate) ssh: Vec<SshArg>,
+    pub(crate) add_hosts: Vec<ExtraHost>,
+    pub(crate) network: NetworkMode,
+    pub(crate) allow: Vec<String>,
+    pub(crate) shm_size_bytes: Option<u64>,
+    pub(crate) ulimits: Vec<Ulimit>,
+    pub(crate) cgroup_parent: Option<String>,
+    pub(crate) progress: Mode,
+    pub(crate) quiet: bool,
+    pub(crate) jobs: Option<usize>,
+    /// Said once, before the build.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// The build context as named.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum ContextArg {
+    /// A directory.
+    Dir(PathBuf),
+    /// Standard input: a tar, or a Dockerfile.
+    Stdin,
+    /// A git or http(s) URL.
+    Remote(String),
+}
+
+/// The Dockerfile as named.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum DockerfileArg {
+    /// `Dockerfile` (or `dockerfile`) in the context.
+    Default,
+    /// A path.
+    File(String),
+    /// Standard input.
+    Stdin,
+}
+
+/// `--secret`. The value is read when a step asks for it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct SecretArg {
+    pub(crate) id: String,
+    pub(crate) source: SecretSource,
+}
+
+/// Where a secret comes from.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum SecretSource {
+    File(PathBuf),
+    Env(String),
+}
+
+/// `--ssh`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct SshArg {
+    pub(crate) id: String,
+    /// One agent socket, or private keys.
+    pub(crate) paths: Vec<PathBuf>,
+}
+
+impl BuildRequest {
+    /// Checks everything that can be checked before anything is done.
+    pub(crate) fn check(args: BuildArgs) -> Result<Self, Failure> {
+        let warnings = inactive_warnings(&args)?;
+        let context = context(&args.context);
+        let dockerfile = match args.file.as_deref() {
+            None => DockerfileArg::Default,
+            Some("-") if context == ContextArg::Stdin => {
+                return Err(Failure::usage("invalid argument: can't use stdin for both build context and dockerfile"));
+            }
+            Some("-") => DockerfileArg::Stdin,
+            Some(path) => DockerfileArg::File(path.to_owned()),
+        };
+        if args.no_cache && !args.no_cache_filter.is_empty() {
+            return Err(Failure::usage("--no-cache and --no-cache-filter cannot currently be used together"));
+        }
+        let tags = args.tags.iter().map(|tag| parse_tag(tag)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self {
+            dockerfile,
+            target: args.target,
+            build_args: build_args(&args.build_args),
+            build_contexts: build_contexts(&args.build_contexts)?,
+            platforms: platforms(&args.platforms)?,
+            outputs: output::parse_all(&args.outputs, &tags)?,
+            labels: args.labels.iter().map(|label| key_value(label)).collect(),
+            iidfile: args.iidfile,
+            metadata_file: args.metadata_file,
+            no_cache: args.no_cache,
+            no_cache_filter: args.no_cache_filter,
+            pull: args.pull,
+            secrets: args.secrets.iter().map(|spec| secret(spec)).collect::<Result<_, _>>()?,
+            ssh: all_ssh(&args.ssh, &context)?,
+            add_hosts: args.add_hosts.iter().map(|host| add_host(host)).collect::<Result<_, _>>()?,
+            network: network(&args.network)?,
+            allow: args.allow,
+            shm_size_bytes: args.shm_size.as_deref().map(parse_bytes).transpose()?,
+            ulimits: args.ulimits.iter().map(|limit| ulimit(limit)).collect::<Result<_, _>>()?,
+            cgroup_parent: args.cgroup_parent,
+            progress: progress(&args.progress, args.quiet)?,
+            quiet: args.quiet || args.progress == "quiet",
+            jobs: args.jobs,
+            context,
+            warnings,
+        })
+    }
+}
+
+/// A name given with `--tag`.
+pub(crate) fn parse_tag(tag: &str) -> Result<ImageRef, Failure> {
+    let parsed =
+        ImageRef::parse_normalized(tag).map_err(|error| Failure::usage(format!("invalid tag \"{tag}\": {error}")))?;
+    if parsed.digest().is_some() {
+        return Err(Failure::usage(format!("invalid tag \"{tag}\": a tag cannot name a digest")));
+    }
+    Ok(parsed.with_default_tag())
+}
+
+fn context(text: &str) -> ContextArg {
+    let lower = text.to_ascii_lowercase();
+    let schemes = ["http://", "https://", "git://", "ssh://"];
+    let scp_like = text.split_once(':').is_some_and(|(host, _)| host.contains('@') && !host.contains('/'));
+    if text == "-" {
+        ContextArg::Stdin
+    } else if schemes.iter().any(|scheme| lower.starts_with(scheme)) || scp_like || text.starts_with("github.com/") {
+        ContextArg::Remote(text.to_owned())
+    } else {
+        ContextArg::Dir(text.into())
+    }
+}
+
+/// `K=V`; a bare `K` takes the environment's value and is dropped when there is none. The epoch comes along.
+fn build_args(list: &[String]) -> BTreeMap<String, String> {
+    let mut map = BTreeMap::new();
+    if let Some(epoch) = env::var("SOURCE_DATE_EPOCH") {
+        map.insert("SOURCE_DATE_EPOCH".to_owned(), epoch);
+    }
+    for arg in list {
+        match arg.split_once('=') {
+            Some((key, value)) => map.insert(key.to_owned(), value.to_owned()),
+            None => env::var(arg).and_then(|value| map.insert(arg.clone(), value)),
+        };
+    }
+    map
+}
+
+fn build_contexts(list: &[String]) -> Result<Vec<(String, String)>, Failure> {
+    let split = |item: &String| {
+        let pair = item.split_once('=').filter(|(name, value)| !name.is_empty() && !value.is_empty());
+        pair.map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .ok_or_else(|| Failure::usage(format!("invalid context value: {item}, expected key=value")))
+    };
+    list.iter().map(split).collect()
+}
+
+fn platforms(list: &[String]) -> Result<Vec<Platform>, Failure> {
+    let default = env::var("DOCKER_DEFAULT_PLATFORM").filter(|value| !value.is_empty());
+    let list = if list.is_empty() { default.into_iter().collect() } else { list.to_vec() };
+    let mut platforms = Vec::new();
+    for text in list {
+        let platform = if text == "local" {
+            Platform::host()
+        } else {
+            Platform::parse(&text, &Platform::host())
+                .map_err(|error| Failure::usage(format!("invalid value `{text}` for --platform: {error}")))?
+        };
+        if !platforms.contains(&platform) {
+            platforms.push(platform);
+        }
+    }
+    if platforms.len() > 1 {
+        return Err(Failure::usage("--platform takes one platform: building several at once is not supported yet")
+            .help("build each platform by itself, one --platform each"));
+    }
+    Ok(platforms)
+}
+
+fn key_value(text: &str) -> (String, String) {
+    let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    (key.to_owned(), value.to_owned())
+}
+
+fn secret(spec: &str) -> Result<SecretArg, Failure> {
+    let (mut id, mut source, mut env_name, mut kind) = (None, None, None, None);
+    for field in csv::fields(spec).map_err(|error| Failure::usage(format!("invalid --secret `{spec}`: {}", error.0)))? {
+        let Some((key, value)) = csv::pair(&field) else {
+            return Err(Failure::usage(format!("invalid field '{field}' must be a key=value pair")));
+        };
+        match key.as_str() {
+            "id" => id = Some(value),
+            "src" | "source" => source = Some(value),
+            "env" => env_name = Some(value),
+            "type" if value == "file" || value == "env" => kind = Some(value),
+            "type" => return Err(Failure::usage(format!("unsupported secret type \"{value}\""))),
+            _ => return Err(Failure::usage(format!("unexpected key '{key}' in '{field}'"))),
+        }
+    }
+    let id = id.filter(|id| !id.is_empty()).ok_or_else(|| Failure::usage("secret missing ID"))?;
+    if kind.as_deref() == Some("env") && env_name.is_none() {
+        env_name = source.take();
+    }
+    let source = match (source, env_name) {
+        (Some(path), _) => SecretSource::File(path.into()),
+        (None, Some(name)) => SecretSource::Env(name),
+        (None, None) if env::var_os(&id).is_some() => SecretSource::Env(id.clone()),
+        (None, None) => SecretSource::File(id.clone().into()),
+    };
+    if let SecretSource::File(path) = &source {
+        let size = std::fs::metadata(path)
+            .map_err(|error| Failure::input(format!("failed to stat {}: {error}", path.display())))?
+            .len();
+        if size > MAX_SECRET_BYTES {
+            return Err(Failure::input(format!("secret {id} too big. max size 500KiB")));
+        }
+    }
+    Ok(SecretArg { id, source })
+}
+
+fn all_ssh(list: &[String], context: &ContextArg) -> Result<Vec<SshArg>, Failure> {
+    let mut all: Vec<SshArg> = Vec::new();
+    for spec in list {
+        let arg = ssh(spec)?;
+        if all.iter().any(|other| other.id == arg.id) {
+            return Err(Failure::usage(format!("duplicate agent ID \"{}\"", arg.id)));
+        }
+        all.push(arg);
+    }
+    let over_ssh = matches!(context, ContextArg::Remote(url) if url.starts_with("ssh://") || url.contains('@'));
+    if over_ssh && all.is_empty() && env::var("SSH_AUTH_SOCK").is_some() {
+        all.push(ssh("default")?);
+    }
+    Ok(all)
+}
+
+fn ssh(spec: &str) -> Result<SshArg, Failure> {
+    let (id, paths) = spec.split_once('=').unwrap_or((spec, ""));
+    let mut paths: Vec<PathBuf> = paths.split(',').filter(|path| !path.is_empty()).map(PathBuf::from).collect();
+    if paths.is_empty() {
+        let socket = env::var("SSH_AUTH_SOCK").filter(|socket| !socket.is_empty()).ok_or_else(|| {
+            Failure::usage("invalid empty ssh agent socket: make sure SSH_AUTH_SOCK is set")
+                .help("start an agent with `eval $(ssh-agent)`, or name a key: `--ssh default=$HOME/.ssh/id_ed25519`")
+        })?;
+        paths.push(socket.into());
+    }
+    let id = if id.is_empty() { "default" } else { id };
+    Ok(SshArg { id: id.to_owned(), paths })
+}
+
+fn add_host(text: &str) -> Result<ExtraHost, Failure> {
+    let invalid = || Failure::usage(format!("bad format for add-host: \"{text}\": expected HOST:IP"));
+    let split = text.find(['=', ':']).ok_or_else(invalid)?;
+    let (name, address) = (&text[..split], &text[split + 1..]);
+    let address = address.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(address);
+    if name.is_empty() {
+        return Err(invalid());
+    }
+    if address == "host-gateway" {
+        return Err(Failure::usage("--add-host: `host-gateway` is not supported yet").help("name the address itself"));
+    }
+    if address.parse::<IpAddr>().is_err() {
+        return Err(Failure::usage(format!("invalid IP address in add-host: \"{address}\"")));
+    }
+    Ok(ExtraHost { name: name.to_ascii_lowercase(), address: address.to_owned() })
+}
+
+/// `default`, `none` or `host`.
+pub(crate) fn network(text: &str) -> Result<NetworkMode, Failure> {
+    match text {
+        "" | "default" => Ok(NetworkMode::Default),
+        "none" => Ok(NetworkMode::None),
+        "host" => Ok(NetworkMode::Host),
+        other => Err(Failure::usage(format!("network mode \"{other}\" not supported: expected default, none or host"))),
+    }
+}
+
+/// Bytes with an optional binary unit: `64m`, `1g`, `10GB`.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, Failure> {
+    let invalid = || Failure::usage(format!("invalid size: '{text}'"));
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = lower.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(lower.len());
+    let (number, unit) = lower.split_at(digits);
+    let number: f64 = number.parse().map_err(|_| invalid())?;
+    let unit = unit.trim().trim_end_matches("ib").trim_end_matches('b');
+    let power = ["", "k", "m", "g", "t", "p"].iter().position(|known| *known == unit).ok_or_else(invalid)?;
+    Ok((number * 1024_f64.powi(power as i32)) as u64)
+}
+
+fn ulimit(text: &str) -> Result<Ulimit, Failure> {
+    const NAMES: [&str; 16] = [
+        "as",
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
+    ];
+    let (name, value) =
+        text.split_once('=').ok_or_else(|| Failure::usage(format!("invalid ulimit argument: {text}")))?;
+    if !NAMES.contains(&name) {
+        return Err(Failure::usage(format!("invalid ulimit type: {name}")));
+    }
+    let number = |text: &str| {
+        text.parse::<i64>().ok().filter(|value| *value >= -1).ok_or_else(|| {
+            Failure::usage(format!("invalid ulimit value `{text}` for {name}: expected a number, -1 for unlimited"))
+        })
+    };
+    let (soft, hard) = match value.split_once(':') {
+        Some((soft, hard)) => (number(soft)?, number(hard)?),
+        None => (number(value)?, number(value)?),
+    };
+    if hard != -1 && (soft == -1 || soft > hard) {
+        return Err(Failure::usage(format!(
+            "ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}"
+        )));
+    }
+    Ok(Ulimit { name: name.to_owned(), soft, hard })
+}
+
+fn progress(name: &str, quiet: bool) -> Result<Mode, Failure> {
+    if quiet {
+        return match name {
+            "auto" | "quiet" => Ok(Mode::Silent),
+            other => Err(Failure::usage(format!("progress={other} and quiet cannot be used together"))),
+        };
+    }
+    Mode::choose(name).map_err(Failure::usage)
+}
+
+/// Flags that have no effect: some are errors because their absence would be a lie, the others are said once.
+fn inactive_warnings(args: &BuildArgs) -> Result<Vec<String>, Failure> {
+    let inactive = &args.inactive;
+    for (flag, value) in [("--provenance", &inactive.provenance), ("--sbom", &inactive.sbom)] {
+        if value.as_deref().is_some_and(|value| !matches!(value, "false" | "0" | "f" | "F" | "FALSE" | "False")) {
+            return Err(Failure::usage(format!("{flag} is not supported yet: attestations come later"))
+                .help(format!("leave it out, or say {flag}=false")));
+        }
+    }
+    let limits = [
+        ("--memory", inactive.memory.is_some()),
+        ("--memory-swap", inactive.memory_swap.is_some()),
+        ("--cpu-shares", inactive.cpu_shares.is_some()),
+        ("--cpu-period", inactive.cpu_period.is_some()),
+        ("--cpu-quota", inactive.cpu_quota.is_some()),
+        ("--cpuset-cpus", inactive.cpuset_cpus.is_some()),
+        ("--cpuset-mems", inactive.cpuset_mems.is_some()),
+        ("--resource", !inactive.resource.is_empty()),
+        ("--isolation", inactive.isolation.is_some()),
+        ("--security-opt", !inactive.security_opt.is_empty()),
+        ("--squash", inactive.squash),
+        ("--cache-from", !inactive.cache_from.is_empty()),
+        ("--cache-to", !inactive.cache_to.is_empty()),
+        ("--cgroup-parent", args.cgroup_parent.is_some()),
+    ];
+    let mut warnings: Vec<String> =
+        limits.iter().filter(|(_, given)| *given).map(|(flag, _)| format!("{flag} has no effect yet")).collect();
+    if inactive.builder.is_some() {
+        warnings.push("--builder has no effect: rbuild needs no builder".to_owned());
+    }
+    Ok(warnings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contexts_are_told_apart_by_their_form() {
+        assert_eq!(context("-"), ContextArg::Stdin);
+        assert_eq!(context("."), ContextArg::Dir(".".into()));
+        assert_eq!(context("./images"), ContextArg::Dir("./images".into()));
+        for url in ["https://x/y.git#main:sub", "git@host:a/b.git", "github.com/a/b", "HTTP://x/y.tar"] {
+            assert_eq!(context(url), ContextArg::Remote(url.into()));
+        }
+    }
+
+    #[test]
+    fn sizes_have_binary_units() {
+        for (text, bytes) in
+            [("64m", 64 << 20), ("1g", 1 << 30), ("10", 10), ("1.5k", 1536), ("2GiB", 2 << 30), ("3MB", 3 << 20)]
+        {
+            assert_eq!(parse_bytes(text).expect(text), bytes);
+        }
+        assert!(parse_bytes("x").is_err());
+        assert!(parse_bytes("1z").is_err());
+    }
+
+    #[test]
+    fn hosts_may_be_written_in_several_ways() {
+        for text in ["db:10.0.0.1", "db=10.0.0.1"] {
+            assert_eq!(add_host(text).expect(text), ExtraHost { name: "db".into(), address: "10.0.0.1".into() });
+        }
+        assert_eq!(add_host("Db:[::1]").expect("bracketed"), ExtraHost { name: "db".into(), address: "::1".into() });
+        assert_eq!(add_host("db:::1").expect("bare"), ExtraHost { name: "db".into(), address: "::1".into() });
+        assert!(add_host("db").is_err());
+        assert!(add_host("db:nowhere").is_err());
+    }
+
+    #[test]
+    fn limits_are_checked() {
+        assert_eq!(ulimit("nofile=10:20").expect("pair"), Ulimit { name: "nofile".into(), soft: 10, hard: 20 });
+        assert_eq!(ulimit("core=-1").expect("one"), Ulimit { name: "core".into(), soft: -1, hard: -1 });
+        for text in ["nofile", "nosuch=1", "nofile=x", "nofile=2:1"] {
+            assert!(ulimit(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_secret_without_a_source_is_the_file_of_its_name() {
+        assert!(secret("id=no-such-file-here").is_err());
+        assert!(secret("src=x").is_err());
+        assert!(secret("id=a,type=x").is_err());
+        assert!(secret("id=a,foo").is_err());
+    }
+}
