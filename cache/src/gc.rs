@@ -199,7 +199,7 @@ impl Store {
 /// Takes the units that go out of the survey, in order: first what nothing leads to, then down to the target by worth.
 fn choose(survey: &mut Survey, filter: &PruneFilter, disk: DiskSpace) -> Vec<Unit> {
     let is_garbage = |unit: &mut Unit| {
-        let is_leftover = matches!(unit.target, Target::DeadSession(_) | Target::SupersededIndex(_));
+        let is_leftover = matches!(unit.target, Target::DeadSession { .. } | Target::SupersededIndex(_));
         let is_meant = filter.filters.is_empty() || filter.filters.iter().any(|filter| filter.matches(&unit.record));
         unit.is_garbage && !unit.record.in_use && (is_leftover || is_meant)
     };
@@ -418,7 +418,7 @@ mod tests {
         let [(tar_layer, tar_blob), (_, tree_blob)] = &layers[..] else { unreachable!() };
         let only = |id: &str| UsageFilter::parse(&format!("id=={id}")).unwrap();
         let prune = |id: &str| store.prune(&PruneFilter { filters: vec![only(id)], ..EVERYTHING }, false);
-        assert_eq!(ids(prune(tar_layer)), [tar_layer.clone()]);
+        assert_eq!(ids(prune(tar_layer)), std::slice::from_ref(tar_layer));
         assert!(store.blob_path(tar_blob).is_none());
         assert_eq!(ids(prune(&tree_blob.to_string())), [tree_blob.to_string()]);
         assert!(store.find_record(&Key([2; 32])).unwrap().is_some());

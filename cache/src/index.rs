@@ -20,6 +20,8 @@ use crate::{locks, rebuild, schema};
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 /// The write-ahead log is read by the first process that opens the store, so it must not grow without bound.
 const LOG_LIMIT_BYTES: u64 = 2 << 20;
+/// A page of the database and its header in the log.
+const FRAME_BYTES: u64 = 4096 + 24;
 /// File systems whose locks or shared memory cannot be trusted between machines: no write-ahead log there.
 const NETWORK_FILE_SYSTEMS: [u64; 10] = [
     0x6969,      // NFS
@@ -114,7 +116,8 @@ impl Index {
     pub(crate) fn tidy(&self) {
         let open = self.lock();
         let log = generation_path(&self.layout, open.generation).with_extension("sqlite-wal");
-        if std::fs::metadata(&log).is_ok_and(|metadata| metadata.len() > LOG_LIMIT_BYTES) {
+        let is_long = std::fs::metadata(&log).is_ok_and(|metadata| metadata.len() > LOG_LIMIT_BYTES);
+        if is_long && log_frames(&open.conn) * FRAME_BYTES > LOG_LIMIT_BYTES {
             checkpoint(&open.conn);
         }
     }
@@ -164,13 +167,21 @@ impl Index {
     }
 }
 
-/// Moves the log's content into the database and empties the log, without waiting for other processes.
+/// Number of frames in use in the log, which is less than its length once it has been started anew.
+fn log_frames(conn: &Connection) -> u64 {
+    let frames: rusqlite::Result<i64> = conn.query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| row.get(1));
+    frames.map_or(0, |frames| frames.max(0).cast_unsigned())
+}
+
+/// Moves the log's content into the database and starts the log anew, without waiting for other processes.
+///
+/// The log is not truncated: freeing its blocks is slow where they are discarded at once.
 fn checkpoint(conn: &Connection) {
     let _ = conn.busy_timeout(Duration::ZERO);
-    let emptied: rusqlite::Result<i64> = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0));
+    let restarted: rusqlite::Result<i64> = conn.query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| row.get(0));
     let _ = conn.busy_timeout(BUSY_TIMEOUT);
-    if emptied == Ok(0) {
-        // The first write to an empty log is followed by an fsync. Better here than in somebody's hot path.
+    if restarted == Ok(0) {
+        // The first write to a new log is followed by an fsync. Better here than in somebody's hot path.
         let _ = conn.execute("UPDATE meta SET value = value WHERE name = 'dirty'", []);
     }
 }

@@ -72,12 +72,11 @@ pub(crate) const LAYER_COLUMNS: &str =
 impl Store {
     /// Makes a built tree a layer.
     ///
-    /// The draft's `work` directory is removed. Visible to all processes when it returns; durable after
+    /// Visible to all processes when it returns; durable after
     /// [`Store::sync`].
     pub fn commit_tree(&self, draft: TreeDraft, content: ContentDigest) -> Result<LayerInfo> {
         let id = LayerId::of_built(&self.session()?.unique());
         let size_bytes = draft.size_bytes();
-        remove_tree(&draft.work());
         let n = self.inner.index.write("note a layer", |tx| {
             let epoch = current_epoch(tx)?;
             let n = insert(tx, &NewLayer { id: &id, content, diff_id: None, tar_bytes: None, epoch })?;
@@ -139,7 +138,6 @@ impl Store {
     pub fn attach_tree(&self, layer: &LayerId, draft: TreeDraft) -> Result<PathBuf> {
         let layout = &self.inner.layout;
         let size_bytes = draft.size_bytes();
-        remove_tree(&draft.work());
         let (tree, is_ours, n) =
             self.inner.index.write("note a tree", |tx| {
                 let unknown = || StoreError::UnknownLayer { id: layer.clone() };
@@ -364,7 +362,6 @@ mod tests {
         let info = store.commit_tree(tree_with(&store, "hello"), content(1)).unwrap();
         let tree = store.layer(&info.layer.id).unwrap().unwrap().tree.unwrap();
         assert_eq!(std::fs::read_to_string(tree.join("file")).unwrap(), "hello");
-        assert!(!tree.with_file_name("work").exists());
         check(&store);
     }
 

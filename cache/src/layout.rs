@@ -16,7 +16,7 @@ pub enum Bucket {
     /// `blobs-v1/sha256/<hex>`: exact bytes, mode 0444, renamed into place once complete, never changed.
     Blobs,
     /// `trees-v1/<layer>/tree`: a layer's tree in overlayfs' own format; `layer.json` beside it says what it is, and
-    /// `tar.json`, once known, the diff ID and length of its tar.
+    /// `tar.json`, once known, the diff ID and length of its tar. `work` is what overlayfs left when it was written.
     Trees,
     /// `images-v1/<digest of the name>.json` and `images-v1/dangling-<hex>.json`: what images there are.
     Images,
@@ -26,7 +26,7 @@ pub enum Bucket {
     Contexts,
     /// `locks-v1/<digest of the name>`: files that are flocked while something is worked on; removed on release.
     Locks,
-    /// `tmp-v1/<session>/` and `tmp-v1/<session>.lock`: drafts, scratch and trash of one running process. The lock
+    /// `tmp-v1/<session>-…` and `tmp-v1/<session>.lock`: drafts, scratch and trash of one running process. The lock
     /// file is flocked as long as the process lives; without that, the rest is garbage.
     Temporary,
     /// `index-v1/<generation>.sqlite`: the database. The highest generation counts; a corrupt one is superseded.

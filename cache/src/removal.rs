@@ -48,9 +48,9 @@ impl<'a> Remover<'a> {
                 remove_tree(path);
                 Ok(!path.exists())
             }
-            Target::DeadSession(name) => {
+            Target::DeadSession { name, files } => {
                 let forget = |name: &str| self.inner.forget_leases(name);
-                Ok(session::bury(&self.inner.layout, name, &|| false, &forget))
+                Ok(session::bury(&self.inner.layout, name, files, &|| false, &forget))
             }
             Target::Housekeeping => Ok(false),
         }

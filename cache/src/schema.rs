@@ -33,7 +33,7 @@ CREATE INDEX layer_by_diff_id ON layer(diff_id) WHERE diff_id IS NOT NULL;
 
 -- `n` grows with time: the newest record of a slot is the one with the highest.
 CREATE TABLE record(
-    n INTEGER PRIMARY KEY AUTOINCREMENT,
+    n INTEGER PRIMARY KEY,
     key BLOB NOT NULL UNIQUE,
     layer INTEGER NOT NULL REFERENCES layer(n) ON DELETE CASCADE,
     slot TEXT NOT NULL,

@@ -29,9 +29,15 @@ impl TreeDraft {
         self.path.join("tree")
     }
 
-    /// Scratch space beside it, for overlay's `workdir`.
+    /// Scratch space beside it, for overlay's `workdir`; made when first asked for.
+    ///
+    /// It stays with the layer, empty but for overlay's own directory: removing directories is the slowest of all
+    /// operations where freed blocks are discarded at once, and this one is in the path of every step.
     pub fn work(&self) -> PathBuf {
-        self.path.join("work")
+        let work = self.path.join("work");
+        // A failure shows when the directory is used.
+        let _ = std::fs::create_dir(&work);
+        work
     }
 
     /// Notes what the tree occupies on disk (the sum of `st_blocks` × 512 over all inodes, hard links once), when the
@@ -70,9 +76,7 @@ impl Store {
         let path = self.session()?.fresh_path("draft");
         std::fs::create_dir(&path).during("create", &path)?;
         let draft = TreeDraft { root: Some(path.clone()), path, size_bytes: None };
-        for dir in [draft.tree(), draft.work()] {
-            std::fs::create_dir(&dir).during("create", &dir)?;
-        }
+        std::fs::create_dir(draft.tree()).during("create", &draft.tree())?;
         // Whatever the umask: the root of a layer is visible to everybody in the container.
         set_mode(&draft.tree(), 0o755)?;
         Ok(draft)
@@ -82,7 +86,8 @@ impl Store {
     /// crash.
     pub fn scratch_dir(&self) -> Result<tempfile::TempDir> {
         let session = self.session()?;
-        tempfile::Builder::new().prefix("scratch-").tempdir_in(session.dir()).during("create", session.dir())
+        let prefix = format!("{}scratch-", session.prefix());
+        tempfile::Builder::new().prefix(&prefix).tempdir_in(session.bucket()).during("create", session.bucket())
     }
 }
 

@@ -1,8 +1,10 @@
 //! Sessions: how a running process is told from a dead one.
 //!
-//! A process that writes has a directory of its own in the temporary bucket and a lock file beside it that it keeps
-//! flocked. Whoever can take that lock knows that the process is gone, and that its directory and leases are garbage.
+//! A process that writes has a name, which all its files in the temporary bucket begin with, and a lock file there that
+//! it keeps flocked. Whoever can take that lock knows that the process is gone, and that its files and leases are
+//! garbage. There is no directory per process, because making and removing one costs more than all the rest.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::unix::fs::MetadataExt;
@@ -23,7 +25,7 @@ const LOCK_SUFFIX: &str = ".lock";
 #[derive(Debug)]
 pub(crate) struct Session {
     name: String,
-    dir: PathBuf,
+    bucket: PathBuf,
     lock_path: PathBuf,
     /// Flocked; freed by the kernel when the process dies.
     _lock: File,
@@ -41,9 +43,7 @@ impl Session {
             let lock = file.during("create", &lock_path)?;
             // Between creation and lock, another process may have taken the file for a dead session's.
             if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() && is_at(&lock, &lock_path) {
-                let dir = bucket.join(&name);
-                std::fs::create_dir(&dir).during("create", &dir)?;
-                return Ok(Self { name, dir, lock_path, _lock: lock, counter: AtomicU64::new(0) });
+                return Ok(Self { name, bucket, lock_path, _lock: lock, counter: AtomicU64::new(0) });
             }
         }
     }
@@ -53,9 +53,14 @@ impl Session {
         &self.name
     }
 
-    /// The session's directory.
-    pub(crate) fn dir(&self) -> &Path {
-        &self.dir
+    /// The directory of the session's files, which it shares with other sessions.
+    pub(crate) fn bucket(&self) -> &Path {
+        &self.bucket
+    }
+
+    /// What the names of the session's files begin with.
+    pub(crate) fn prefix(&self) -> String {
+        format!("{}-", self.name)
     }
 
     /// A name that nobody else uses, now or later, in any process.
@@ -63,24 +68,32 @@ impl Session {
         format!("{}-{:x}", self.name, self.counter.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// A path in the session's directory that nobody uses.
-    pub(crate) fn fresh_path(&self, prefix: &str) -> PathBuf {
-        self.dir.join(format!("{prefix}-{:x}", self.counter.fetch_add(1, Ordering::Relaxed)))
+    /// A path in the temporary bucket that nobody uses; `kind` is for people who look.
+    pub(crate) fn fresh_path(&self, kind: &str) -> PathBuf {
+        self.bucket.join(format!("{}-{kind}", self.unique()))
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        remove_tree(&self.dir);
         let _ = std::fs::remove_file(&self.lock_path);
     }
 }
 
-/// Names of the sessions that have left anything, live or dead, in any order.
-pub(crate) fn all_sessions(layout: &Layout) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(layout.bucket(Bucket::Temporary)) else { return Vec::new() };
-    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-    names.filter_map(|name| name.strip_suffix(LOCK_SUFFIX).map(str::to_owned)).collect()
+/// Everything in the temporary bucket, by session, live or dead.
+pub(crate) fn all_sessions(layout: &Layout) -> BTreeMap<String, Vec<PathBuf>> {
+    let mut sessions: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+    let entries = std::fs::read_dir(layout.bucket(Bucket::Temporary)).into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if let Some(session) = name.strip_suffix(LOCK_SUFFIX) {
+            sessions.entry(session.to_owned()).or_default();
+        } else {
+            let session = name.split_once('-').map_or(&*name, |(session, _)| session);
+            sessions.entry(session.to_owned()).or_default().push(entry.path());
+        }
+    }
+    sessions
 }
 
 /// Whether the process behind a session still lives. When in doubt, it does.
@@ -103,22 +116,26 @@ pub(crate) fn started_at_ns(layout: &Layout, name: &str) -> Option<i64> {
 /// Removes what a dead session left; `forget` drops its leases before the last trace of it goes.
 ///
 /// `false` when the session lives after all, or somebody else is cleaning up. `stop` is asked between files.
-pub(crate) fn bury(layout: &Layout, name: &str, stop: &dyn Fn() -> bool, forget: &dyn Fn(&str) -> Result<()>) -> bool {
-    let bucket = layout.bucket(Bucket::Temporary);
-    let lock_path = bucket.join(format!("{name}{LOCK_SUFFIX}"));
-    let Ok(lock) = OpenOptions::new().read(true).write(true).open(&lock_path) else { return false };
+pub(crate) fn bury(
+    layout: &Layout,
+    name: &str,
+    files: &[PathBuf],
+    stop: &dyn Fn() -> bool,
+    forget: &dyn Fn(&str) -> Result<()>,
+) -> bool {
+    let lock_path = layout.bucket(Bucket::Temporary).join(format!("{name}{LOCK_SUFFIX}"));
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path);
+    let Ok(lock) = file else { return false };
     if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() || !is_at(&lock, &lock_path) {
         return false;
     }
-    let dir = bucket.join(name);
-    for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+    for file in files {
         if stop() {
             return false;
         }
-        remove_tree(&entry.path());
+        remove_tree(file);
     }
-    remove_tree(&dir);
-    if dir.exists() || forget(name).is_err() {
+    if files.iter().any(|file| file.exists()) || forget(name).is_err() {
         return false;
     }
     std::fs::remove_file(&lock_path).is_ok()

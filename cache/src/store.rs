@@ -74,10 +74,11 @@ impl Store {
     pub fn remove_leftovers(&self, stop: &dyn Fn() -> bool) -> Result<usize> {
         let own = lock(&self.inner.session).as_ref().map(|session| session.name().to_owned());
         let mut n_buried = 0;
-        for name in session::all_sessions(&self.inner.layout) {
-            if Some(&name) != own.as_ref() && !session::is_live(&self.inner.layout, &name) && !stop() {
+        let layout = &self.inner.layout;
+        for (name, files) in session::all_sessions(layout) {
+            if Some(&name) != own.as_ref() && !session::is_live(layout, &name) && !stop() {
                 let forget = |name: &str| self.inner.forget_leases(name);
-                n_buried += usize::from(session::bury(&self.inner.layout, &name, stop, &forget));
+                n_buried += usize::from(session::bury(layout, &name, &files, stop, &forget));
             }
         }
         Ok(n_buried)

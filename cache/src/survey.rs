@@ -47,7 +47,7 @@ pub(crate) enum Target {
     /// A file that nothing else depends on: the index of a context.
     File(PathBuf),
     /// What a dead session left.
-    DeadSession(String),
+    DeadSession { name: String, files: Vec<PathBuf> },
     /// A generation of the index that another has replaced.
     SupersededIndex(PathBuf),
     /// What the store needs to work.
@@ -96,6 +96,14 @@ struct RecordFacts {
     cost_ms: u64,
 }
 
+#[derive(Clone, Copy)]
+struct MountFacts {
+    /// `None` when somebody has written since the last look.
+    disk_bytes: Option<u64>,
+    used_at: i64,
+    uses: u64,
+}
+
 /// What the index says, read in one go.
 struct Facts {
     layers: Vec<LayerFacts>,
@@ -104,8 +112,8 @@ struct Facts {
     records: HashMap<i64, RecordFacts>,
     /// Which tars a blob holds compressed.
     variants: HashMap<Digest, Digest>,
-    /// By directory name: size if known, last use, uses.
-    mounts: HashMap<String, (Option<u64>, i64, u64)>,
+    /// By directory name.
+    mounts: HashMap<String, MountFacts>,
     leased: HashSet<(i64, i64)>,
     rebuilt_at_ns: i64,
 }
@@ -161,7 +169,7 @@ pub(crate) fn quick_total_bytes(inner: &Inner) -> Result<u64> {
 /// Names of the sessions whose processes live, this one's included.
 pub(crate) fn live_sessions(inner: &Inner) -> HashSet<String> {
     let own = inner.session_name();
-    let all = session::all_sessions(&inner.layout).into_iter();
+    let all = session::all_sessions(&inner.layout).into_keys();
     all.filter(|name| Some(name) == own.as_ref() || session::is_live(&inner.layout, name)).collect()
 }
 
@@ -231,11 +239,15 @@ fn read_variants(conn: &Connection) -> rusqlite::Result<HashMap<Digest, Digest>>
     rows.collect()
 }
 
-fn read_mounts(conn: &Connection) -> rusqlite::Result<HashMap<String, (Option<u64>, i64, u64)>> {
+fn read_mounts(conn: &Connection) -> rusqlite::Result<HashMap<String, MountFacts>> {
     let mut select = conn.prepare("SELECT slot_dir, disk_bytes, used_at, uses FROM mount")?;
     let rows = select.query_map([], |row| {
-        let disk_bytes = row.get::<_, Option<i64>>(1)?.map(i64::cast_unsigned);
-        Ok((row.get(0)?, (disk_bytes, row.get(2)?, row.get::<_, i64>(3)?.cast_unsigned())))
+        let facts = MountFacts {
+            disk_bytes: row.get::<_, Option<i64>>(1)?.map(i64::cast_unsigned),
+            used_at: row.get(2)?,
+            uses: row.get::<_, i64>(3)?.cast_unsigned(),
+        };
+        Ok((row.get(0)?, facts))
     })?;
     rows.collect()
 }
@@ -372,7 +384,7 @@ fn layer_unit(layout: &Layout, facts: &Facts, kept: &Kept, layer: &LayerFacts, b
 
 /// What lies around a tree: the layer's directory and its descriptions.
 fn described_bytes(dir: &Path) -> u64 {
-    let paths = [dir.to_owned(), dir.join("layer.json"), dir.join("tar.json")];
+    let paths = [dir.to_owned(), dir.join("layer.json"), dir.join("tar.json"), dir.join("work"), dir.join("work/work")];
     paths.iter().filter_map(|path| std::fs::symlink_metadata(path).ok()).map(|metadata| inode_bytes(&metadata)).sum()
 }
 
@@ -389,10 +401,10 @@ fn mount_units(inner: &Inner, facts: &Facts) -> Result<Vec<Unit>> {
             let in_use = !matches!(slot.try_take_exclusive(), Ok(Some(_)));
             let name = slot.name();
             let known = facts.mounts.get(&name);
-            let size_bytes = known.and_then(|facts| facts.0).unwrap_or_else(|| disk_bytes(&slot.dir));
+            let size_bytes = known.and_then(|facts| facts.disk_bytes).unwrap_or_else(|| disk_bytes(&slot.dir));
             // While somebody holds it the size may be stale as soon as it is known.
-            if !in_use && known.is_none_or(|facts| facts.0.is_none()) {
-                measured.push((name, size_bytes, known.map_or(0, |facts| facts.2)));
+            if !in_use && known.is_none_or(|facts| facts.disk_bytes.is_none()) {
+                measured.push((name, size_bytes, known.map_or(0, |facts| facts.uses)));
             }
             mount_unit(slot, size_bytes, known, in_use)
         })
@@ -412,7 +424,7 @@ fn mount_units(inner: &Inner, facts: &Facts) -> Result<Vec<Unit>> {
     Ok(units)
 }
 
-fn mount_unit(slot: Slot, size_bytes: u64, known: Option<&(Option<u64>, i64, u64)>, in_use: bool) -> Unit {
+fn mount_unit(slot: Slot, size_bytes: u64, known: Option<&MountFacts>, in_use: bool) -> Unit {
     let file = slot.description();
     let created_at = file.as_ref().map_or(0, |file| file.created_at);
     Unit {
@@ -421,8 +433,8 @@ fn mount_unit(slot: Slot, size_bytes: u64, known: Option<&(Option<u64>, i64, u64
             kind: file.as_ref().map_or(UsageKind::CacheMount, |file| file.kind),
             size_bytes,
             created_at,
-            last_used_at: known.map_or(created_at, |facts| facts.1),
-            usage_count: known.map_or(0, |facts| facts.2),
+            last_used_at: known.map_or(created_at, |facts| facts.used_at),
+            usage_count: known.map_or(0, |facts| facts.uses),
             description: file.map_or_else(|| "unreadable cache mount".to_owned(), |file| file.description),
             in_use,
             shared: false,
@@ -470,11 +482,14 @@ fn context_units(layout: &Layout) -> Vec<Unit> {
 
 fn session_units(layout: &Layout, live: &HashSet<String>) -> Vec<Unit> {
     let dir = layout.bucket(Bucket::Temporary);
-    let unit = |name: String| {
+    let unit = |(name, files): (String, Vec<PathBuf>)| {
         let is_live = live.contains(&name);
+        let size_bytes = files.iter().map(|path| disk_bytes(path)).sum();
         let description = if is_live { "work of a running build" } else { "leftovers of a dead build" };
-        let target = if is_live { Target::Housekeeping } else { Target::DeadSession(name.clone()) };
-        let mut unit = path_unit(&dir.join(name), UsageKind::Internal, description, target);
+        let path = dir.join(&name);
+        let target = if is_live { Target::Housekeeping } else { Target::DeadSession { name, files } };
+        let mut unit = path_unit(&path, UsageKind::Internal, description, target);
+        unit.record.size_bytes = size_bytes;
         unit.record.in_use = is_live;
         unit.is_garbage = !is_live;
         unit

@@ -233,7 +233,7 @@ mod tests {
         assert_eq!(store.find_blob(&diff_id(1), codec).unwrap(), Some(descriptor.clone()));
         assert_eq!(store.find_blob(&diff_id(1), Codec::Gzip { level: 5 }).unwrap(), None);
         assert_eq!(store.find_blob(&diff_id(2), codec).unwrap(), None);
-        assert_eq!(store.find_blobs(&diff_id(1)).unwrap(), [descriptor.clone()]);
+        assert_eq!(store.find_blobs(&diff_id(1)).unwrap(), std::slice::from_ref(&descriptor));
         store.drop_blob(&digest).unwrap();
         assert_eq!(store.find_blob(&diff_id(1), codec).unwrap(), None);
         assert_eq!(store.blob_descriptor(&diff_id(1), codec).unwrap(), Some(descriptor));

@@ -42,6 +42,7 @@ fn spawn(store: &Path, seed: u64, millis: u64) -> Child {
 
 /// Does nothing unless started by one of the tests below.
 #[test]
+#[expect(clippy::disallowed_methods, reason = "how the parent tells a worker what to do")]
 fn worker() {
     let Ok(path) = std::env::var(STORE) else { return };
     let number = |name: &str| std::env::var(name).unwrap().parse::<u64>().unwrap();
