@@ -164,7 +164,8 @@ mod tests {
         let agent = directory.path().join("agent");
         let listener = UnixListener::bind(&agent).unwrap();
         // An agent that answers every request with the request's type plus 100.
-        let server = tokio::spawn(async move {
+        let mut server = JoinSet::new();
+        server.spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
             while let Some(message) = read_message(&mut stream).await.unwrap() {
                 stream.write_all(&[0, 0, 0, 1, message[4] + 100]).await.unwrap();
@@ -185,7 +186,7 @@ mod tests {
         // Garbage ends the connection, and dropping the rest.
         client.write_all(&[0xff; 8]).await.unwrap();
         assert!(read_message(&mut client).await.unwrap_or(None).is_none());
-        server.await.unwrap();
+        server.join_next().await.unwrap().unwrap();
         drop(forwards);
         assert!(!socket.exists());
     }

@@ -8,9 +8,12 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::fs::{Mode, OFlags};
+
+use super::host::serial;
 use super::spec::Resources;
+use crate::sys::spawn::can_start_in_cgroup;
 
 /// Where the hierarchies of a machine are usually mounted.
 const MOUNT: &str = "/sys/fs/cgroup";
@@ -41,7 +44,7 @@ impl Hierarchy {
     /// Looks at this process.
     pub(super) fn of_this_process() -> Self {
         let Ok(text) = fs::read_to_string("/proc/self/cgroup") else { return Self::None };
-        let unified = rustix::fs::statfs(MOUNT).is_ok_and(|stat| i64::from(stat.f_type) == CGROUP2_MAGIC);
+        let unified = rustix::fs::statfs(MOUNT).is_ok_and(|stat| stat.f_type == CGROUP2_MAGIC);
         Self::parse(&text, Path::new(MOUNT), unified)
     }
 
@@ -74,6 +77,21 @@ impl Hierarchy {
         matches!(self, Self::Legacy { .. }).then(|| Path::new(MOUNT))
     }
 
+    /// Directory of our own group in the unified hierarchy, which may lie beside the legacy ones.
+    pub(super) fn unified_directory(&self) -> Option<PathBuf> {
+        match self {
+            Self::Unified { mount, own } => Some(below(mount, own)),
+            Self::Legacy { .. } | Self::None => {
+                let mount = Path::new(MOUNT).join("unified");
+                let is_unified =
+                    |path: &PathBuf| rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type == CGROUP2_MAGIC);
+                let text = fs::read_to_string("/proc/self/cgroup").ok()?;
+                let own = text.lines().find_map(|line| line.strip_prefix("0::")).map(PathBuf::from)?;
+                Some(mount).filter(is_unified).map(|mount| below(&mount, &own))
+            }
+        }
+    }
+
     /// Directory of the group that accounts memory for `group`, if there is one.
     fn memory_directory(&self) -> Option<PathBuf> {
         match self {
@@ -100,6 +118,8 @@ pub(super) struct StepGroup {
     /// `cgroup.procs` of each: opened here, because a command's thread no longer sees the host's paths when it needs
     /// them.
     entrances: Vec<OwnedFd>,
+    /// The directory of a unified group, for processes to be born into it.
+    birthplace: Option<OwnedFd>,
     memory: Option<PathBuf>,
     kills_before: u64,
 }
@@ -129,6 +149,11 @@ impl StepGroup {
         self.entrances.iter().map(|file| file.as_fd()).collect()
     }
 
+    /// The unified group that a process is to be born into, if there is one.
+    pub(super) fn birthplace(&self) -> Option<BorrowedFd<'_>> {
+        self.birthplace.as_ref().map(|directory| directory.as_fd())
+    }
+
     /// Whether processes were killed for want of memory since the groups were made.
     pub(super) fn ran_out_of_memory(&self) -> bool {
         self.memory.as_deref().is_some_and(|memory| kills(memory) > self.kills_before)
@@ -144,8 +169,7 @@ impl StepGroup {
     }
 
     fn make(&mut self, hierarchy: &Hierarchy, resources: &Resources) -> Result<(), (PathBuf, io::Error)> {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let name = format!("rbuild-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let name = format!("rbuild-{}-{}", std::process::id(), serial());
         let parent = |own: &Path| resources.cgroup_parent.as_deref().map_or(own.to_owned(), PathBuf::from);
         match hierarchy {
             Hierarchy::None => Err((MOUNT.into(), io::ErrorKind::NotFound.into())),
@@ -156,6 +180,12 @@ impl StepGroup {
                 drop(fs::write(parent.join("cgroup.subtree_control"), "+memory +cpu +cpuset"));
                 let directory = parent.join(name);
                 self.add(&directory)?;
+                if can_start_in_cgroup() {
+                    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                    let opened = rustix::fs::open(&directory, flags, Mode::empty());
+                    self.birthplace = Some(opened.map_err(|errno| (directory.clone(), errno.into()))?);
+                    self.entrances.clear();
+                }
                 self.memory = Some(directory.clone());
                 write_all(&directory, &unified_settings(resources))
             }

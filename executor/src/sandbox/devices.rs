@@ -4,6 +4,7 @@ use rustix::fs::{CWD, Mode, makedev};
 use rustix::io::Errno;
 
 use super::error::SandboxError;
+use super::guard::DevicePolicy;
 use super::host::Host;
 use super::mounts::Prepared;
 use super::rootfs::{
@@ -11,12 +12,11 @@ use super::rootfs::{
 };
 use crate::sys::mount::MountAttributes;
 use crate::sys::spawn::MountCall;
-use solver::SecurityMode;
 
 /// Device nodes that have to come from the host.
-pub(super) fn of_host(host: &Host, security: SecurityMode) -> Result<Vec<Prepared>, SandboxError> {
-    let basic = DEVICES.iter().map(|(name, ..)| *name).filter(|_| !host.isolation.may_make_devices());
-    let extra = HOST_DEVICES.iter().copied().filter(|_| security == SecurityMode::Insecure);
+pub(super) fn of_host(host: &Host, policy: DevicePolicy) -> Result<Vec<Prepared>, SandboxError> {
+    let basic = DEVICES.iter().map(|(name, ..)| *name).filter(|_| !makes_nodes(host, policy));
+    let extra = HOST_DEVICES.iter().copied().filter(|_| policy == DevicePolicy::All);
     let quiet = MountAttributes::NO_SUID.with(MountAttributes::NO_EXEC);
     basic
         .chain(extra)
@@ -27,9 +27,11 @@ pub(super) fn of_host(host: &Host, security: SecurityMode) -> Result<Vec<Prepare
 }
 
 /// Mounts `/dev` in the root of the calling thread and fills it. The umask must be empty.
-pub(super) fn fill(host: &Host, shm_size_bytes: Option<u64>) -> Result<(), SandboxError> {
-    mount(&device_tmpfs())?;
-    if host.isolation.may_make_devices() {
+pub(super) fn fill(host: &Host, policy: DevicePolicy, shm_size_bytes: Option<u64>) -> Result<(), SandboxError> {
+    let mut tmpfs = device_tmpfs();
+    tmpfs.flags |= policy.mount_attributes().classic_flags();
+    mount(&tmpfs)?;
+    if makes_nodes(host, policy) {
         for &(name, major, minor) in DEVICES {
             let path = format!("/dev/{name}");
             rustix::fs::mknodat(CWD, &path, DEVICE_TYPE, DEVICE_MODE, makedev(major, minor))
@@ -43,6 +45,11 @@ pub(super) fn fill(host: &Host, shm_size_bytes: Option<u64>) -> Result<(), Sandb
         rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)).map_err(SandboxError::call("create", path))?;
     }
     device_mounts(shm_size_bytes, host.isolation.has_tty_group()).iter().try_for_each(mount)
+}
+
+/// Where nodes cannot be made, or made ones cannot be opened, the host's are bound.
+fn makes_nodes(host: &Host, policy: DevicePolicy) -> bool {
+    host.isolation.may_make_devices() && policy != DevicePolicy::NoneOnMounts
 }
 
 fn mount(call: &MountCall) -> Result<(), SandboxError> {

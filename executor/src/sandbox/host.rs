@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::PidfdFlags;
@@ -12,6 +13,7 @@ use tempfile::TempDir;
 
 use super::cgroup::Hierarchy;
 use super::error::SandboxError;
+use super::guard::DeviceGuard;
 use super::isolation::Isolation;
 use super::network::NetworkProvider;
 use super::points::{PointKind, make_stubs};
@@ -26,8 +28,11 @@ pub(super) struct Host {
     pub(super) isolation: Isolation,
     pub(super) sensitive: Sensitive,
     pub(super) hierarchy: Hierarchy,
+    pub(super) guard: OnceLock<DeviceGuard>,
     /// All that this process has.
     pub(super) capabilities: u64,
+    /// Device and inode of our program file.
+    pub(super) program: (u64, u64),
     /// The mount namespace to go back to.
     pub(super) mount_namespace: OwnedFd,
     /// A descriptor of this process.
@@ -41,6 +46,7 @@ impl Host {
             .map_err(SandboxError::call("open", "/proc/self/ns/mnt"))?;
         let this_process = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
             .map_err(SandboxError::setup("get a descriptor of this process"))?;
+        let program = rustix::fs::stat("/proc/self/exe").map_err(SandboxError::call("read", "/proc/self/exe"))?;
         let capabilities =
             rustix::thread::capabilities(None).map_err(SandboxError::setup("read the capabilities of this process"))?;
         let host = Self {
@@ -50,6 +56,8 @@ impl Host {
             isolation: Isolation::of_this_process(),
             sensitive: Sensitive::of_host(),
             hierarchy: Hierarchy::of_this_process(),
+            guard: OnceLock::new(),
+            program: (program.st_dev, program.st_ino),
             capabilities: capabilities.permitted.bits(),
             mount_namespace,
             this_process,
@@ -60,6 +68,13 @@ impl Host {
         let always = [("/etc/hosts", PointKind::File), ("/etc/resolv.conf", PointKind::File)];
         make_stubs(&host.default_stubs(), always.into_iter())?;
         Ok(host)
+    }
+
+    /// What keeps commands from devices; made for the first one.
+    pub(super) fn guard(&self) -> &DeviceGuard {
+        // In a user namespace no node works anyway, and filters cannot be loaded.
+        let group = || if self.isolation == Isolation::Root { self.hierarchy.unified_directory() } else { None };
+        self.guard.get_or_init(|| DeviceGuard::new(group().as_deref()))
     }
 
     /// The scratch directory.
@@ -114,4 +129,10 @@ impl Host {
     pub(super) fn may_raise_limits(&self) -> bool {
         self.isolation == Isolation::Root && self.capabilities & CapabilitySet::SYS_RESOURCE.bits() != 0
     }
+}
+
+/// A number that no other caller in this process gets.
+pub(super) fn serial() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }

@@ -15,6 +15,7 @@ mod command;
 mod control;
 mod devices;
 mod error;
+mod guard;
 mod host;
 mod isolation;
 mod limits;

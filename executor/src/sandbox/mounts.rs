@@ -14,6 +14,7 @@ use rustix::mount::{
 };
 
 use super::error::SandboxError;
+use super::guard::DevicePolicy;
 use super::overlay::Overlay;
 use super::points::{MadePoint, PointKind, make_point};
 use super::spec::{MemoryFile, MountSource, SandboxMount, Writes};
@@ -30,6 +31,8 @@ pub(super) struct Workshop<'a> {
     pub(super) scratch: &'a Path,
     /// Whether overlayfs must use `user.` attributes.
     pub(super) user_xattrs: bool,
+    /// How the command is kept from devices.
+    pub(super) devices: DevicePolicy,
 }
 
 /// Something ready to be mounted.
@@ -50,7 +53,7 @@ enum What {
     },
     Tmpfs {
         size_bytes: Option<u64>,
-        read_only: bool,
+        attributes: MountAttributes,
     },
 }
 
@@ -86,21 +89,22 @@ impl Workshop<'_> {
     /// Prepares mount number `index` of this command.
     pub(super) fn prepare(&self, index: usize, mount: &SandboxMount) -> Result<Prepared, SandboxError> {
         let read_only = if mount.read_only { MountAttributes::READ_ONLY } else { MountAttributes::NONE };
+        let attributes = self.devices.mount_attributes().with(read_only);
         let (source, attributes, description) = match &mount.source {
             MountSource::Tmpfs { size_bytes } => {
                 return Ok(Prepared {
                     target: mount.target.clone(),
                     kind: PointKind::Directory,
-                    what: What::Tmpfs { size_bytes: *size_bytes, read_only: mount.read_only },
+                    what: What::Tmpfs { size_bytes: *size_bytes, attributes },
                     description: "a tmpfs",
                 });
             }
             MountSource::Layers { lower, path } => {
-                (self.layers(index, lower, path, !mount.read_only)?, read_only, "a bind of layers")
+                (self.layers(index, lower, path, !mount.read_only)?, attributes, "a bind of layers")
             }
             MountSource::Directory { root, path, writes } => {
                 let discard = *writes == Writes::Vanish && !mount.read_only;
-                (self.directory(index, root, path, discard)?, read_only, "a directory")
+                (self.directory(index, root, path, discard)?, attributes, "a directory")
             }
             MountSource::File(file) => (self.memory_file(index, file)?, file_attributes(file.mode), "a file"),
             MountSource::Socket { path } => {
@@ -131,7 +135,7 @@ impl Workshop<'_> {
             return resolve(empty.as_fd(), path);
         }
         let upper = writable.then_some((upper.as_path(), work.as_path()));
-        let overlay = Overlay { lower: all, upper, user_xattrs: self.user_xattrs };
+        let overlay = Overlay { lower: all, upper, user_xattrs: self.user_xattrs, devices: true };
         let root = overlay.mount(self.stage)?;
         resolve(root.as_fd(), path)
     }
@@ -213,11 +217,11 @@ impl Prepared {
         };
         Ok(match self.what {
             What::Detached { mount, .. } => LateMount::Attach { mount, target },
-            What::Tmpfs { size_bytes, read_only } => LateMount::Call(MountCall {
+            What::Tmpfs { size_bytes, attributes } => LateMount::Call(MountCall {
                 source: Some(c"tmpfs".to_owned()),
                 target,
                 kind: Some(c"tmpfs".to_owned()),
-                flags: libc::MS_NOSUID | if read_only { libc::MS_RDONLY } else { 0 },
+                flags: libc::MS_NOSUID | attributes.classic_flags(),
                 options: tmpfs_options(size_bytes),
                 optional: false,
             }),
@@ -241,10 +245,9 @@ impl What {
                 }
                 Ok(())
             }
-            Self::Tmpfs { size_bytes, read_only } => {
-                let read_only = if *read_only { MountFlags::RDONLY } else { MountFlags::empty() };
-                let options = tmpfs_options(*size_bytes);
-                rustix::mount::mount("tmpfs", target, "tmpfs", MountFlags::NOSUID | read_only, options.as_deref())
+            Self::Tmpfs { size_bytes, attributes } => {
+                let flags = MountFlags::from_bits_retain(attributes.classic_flags() as u32) | MountFlags::NOSUID;
+                rustix::mount::mount("tmpfs", target, "tmpfs", flags, tmpfs_options(*size_bytes).as_deref())
             }
         }
     }

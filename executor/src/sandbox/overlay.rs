@@ -23,6 +23,8 @@ pub(super) struct Overlay<'a> {
     pub(super) upper: Option<(&'a Path, &'a Path)>,
     /// Extended attributes in the `user.` namespace, for user namespaces.
     pub(super) user_xattrs: bool,
+    /// Whether device nodes in the tree can be opened.
+    pub(super) devices: bool,
 }
 
 /// What keeps a merged tree simple enough to be a layer: no redirects, no data-less copies, no index, no inode numbers
@@ -73,7 +75,8 @@ impl Overlay<'_> {
             ignore_unknown(rustix::mount::fsconfig_set_flag(context.as_fd(), flag))?;
         }
         rustix::mount::fsconfig_create(context.as_fd())?;
-        let mount = rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+        let attributes = if self.devices { MountAttrFlags::empty() } else { MountAttrFlags::MOUNT_ATTR_NODEV };
+        let mount = rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
         rustix::mount::move_mount(mount.as_fd(), "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
         Ok(mount)
     }
@@ -103,7 +106,8 @@ impl Overlay<'_> {
         }
         let mount = |options: &[u8]| {
             let options = CString::new(options).map_err(|_| Errno::INVAL)?;
-            rustix::mount::mount("overlay", target, "overlay", MountFlags::empty(), options.as_c_str())
+            let flags = if self.devices { MountFlags::empty() } else { MountFlags::NODEV };
+            rustix::mount::mount("overlay", target, "overlay", flags, options.as_c_str())
         };
         match mount(&options) {
             // An old kernel may not know one of the refinements.

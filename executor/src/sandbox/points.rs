@@ -42,7 +42,7 @@ pub(super) fn make_stubs<'a>(
             directory.map_or(Ok(()), |directory| DirBuilder::new().recursive(true).mode(0o755).create(directory));
         let made = made.and_then(|()| match kind {
             PointKind::Directory => Ok(()),
-            PointKind::File => fs::OpenOptions::new().write(true).create(true).mode(0o644).open(&path).map(drop),
+            PointKind::File => fs::OpenOptions::new().append(true).create(true).mode(0o644).open(&path).map(drop),
         });
         match made {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists) => {}

@@ -8,7 +8,7 @@
 use std::ffi::CString;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, chown};
 use std::path::{Path, PathBuf};
 
@@ -24,6 +24,7 @@ use super::cgroup::StepGroup;
 use super::command;
 use super::control::{Control, Report};
 use super::error::SandboxError;
+use super::guard::DevicePolicy;
 use super::host::Host;
 use super::mounts::{self, Prepared, Workshop, file_attributes};
 use super::overlay::Overlay;
@@ -58,11 +59,23 @@ pub(super) fn perform(
     let group = StepGroup::new(&host.hierarchy, &spec.resources, &mut warnings);
     let scratch = if spec.mounts.is_empty() { None } else { Some(host.step_directory()?) };
     let scratch = scratch.as_ref().map_or(host.root(), |directory| directory.path());
+    let (policy, birthplace) = keep_from_devices(host, spec.security, &group);
     let stubs = make_stubs(host, spec, scratch)?;
     mounts::copy_root_metadata(&spec.lower, &spec.upper)?;
 
     let mut made = Vec::new();
-    let step = Step { host, spec, control, reports, scratch, stubs: &stubs, limits: limits.values, group: &group };
+    let step = Step {
+        host,
+        spec,
+        control,
+        reports,
+        scratch,
+        stubs: &stubs,
+        limits: limits.values,
+        group: &group,
+        policy,
+        birthplace,
+    };
     let outcome = {
         let namespaces = Namespaces::enter(host, spec)?;
         let outcome = step.run(&namespaces, &mut made);
@@ -94,6 +107,23 @@ fn make_stubs(host: &Host, spec: &SandboxSpec, scratch: &Path) -> Result<PathBuf
     Ok(root)
 }
 
+/// How the command is kept from devices, and the control group that it is born into.
+fn keep_from_devices<'a>(
+    host: &'a Host,
+    security: SecurityMode,
+    group: &'a StepGroup,
+) -> (DevicePolicy, Option<BorrowedFd<'a>>) {
+    let guard = host.guard();
+    let policy = guard.policy(security);
+    match group.birthplace() {
+        Some(own) if policy == DevicePolicy::Filtered && guard.protect(own).is_err() => {
+            (DevicePolicy::NoneOnMounts, Some(own))
+        }
+        Some(own) => (policy, Some(own)),
+        None => (policy, guard.group(policy)),
+    }
+}
+
 /// Everything that one run needs.
 struct Step<'a> {
     host: &'a Host,
@@ -104,6 +134,8 @@ struct Step<'a> {
     stubs: &'a Path,
     limits: Vec<(u32, crate::sys::spawn::Limit)>,
     group: &'a StepGroup,
+    policy: DevicePolicy,
+    birthplace: Option<BorrowedFd<'a>>,
 }
 
 type Outcome = (Ended, Option<super::spec::NotStarted>);
@@ -131,7 +163,9 @@ impl Step<'_> {
         let mut lower = vec![self.stubs];
         lower.extend(spec.lower.iter().map(PathBuf::as_path));
         let upper = Some((spec.upper.as_path(), spec.work.as_path()));
-        Overlay { lower, upper, user_xattrs: host.isolation.needs_user_xattrs() }.mount(&host.root_point())?;
+        let devices = self.policy != DevicePolicy::NoneOnMounts;
+        let user_xattrs = host.isolation.needs_user_xattrs();
+        Overlay { lower, upper, user_xattrs, devices }.mount(&host.root_point())?;
 
         let hosts = host.shared_file(&network::hosts(&spec.hostname, &spec.extra_hosts))?;
         let resolv = network::host_resolv_conf();
@@ -140,7 +174,7 @@ impl Step<'_> {
         let quiet = file_attributes(0o644);
         let mut early =
             vec![Prepared::host_file(&hosts, HOSTS, quiet)?, Prepared::host_file(&resolv, RESOLV_CONF, quiet)?];
-        early.extend(devices::of_host(host, spec.security)?);
+        early.extend(devices::of_host(host, self.policy)?);
 
         let mut late = Vec::new();
         if let Some(tree) = host.hierarchy.legacy_mount() {
@@ -151,6 +185,7 @@ impl Step<'_> {
             empty: &host.empty(),
             scratch: self.scratch,
             user_xattrs: host.isolation.needs_user_xattrs(),
+            devices: self.policy,
         };
         for (index, mount) in mounts::in_order(&spec.mounts).into_iter().enumerate() {
             let prepared = workshop.prepare(index, mount)?;
@@ -185,7 +220,7 @@ impl Step<'_> {
                 Err(errno) => return Err(SandboxError::call("create", directory)(errno)),
             }
         }
-        devices::fill(self.host, self.spec.shm_size_bytes)?;
+        devices::fill(self.host, self.policy, self.spec.shm_size_bytes)?;
         early.into_iter().try_for_each(|mount| mount.attach(made))
     }
 
@@ -228,6 +263,7 @@ impl Step<'_> {
         let groups = self.host.isolation.may_set_groups().then(|| account.supplementary.clone());
         let plan = Plan {
             pid_namespace: true,
+            birth_cgroup: self.birthplace,
             cgroups: self.group.entrances(),
             cgroup_namespace: self.host.hierarchy.is_unified(),
             stdio: streams.for_command(),
@@ -238,6 +274,7 @@ impl Step<'_> {
             directory,
             identity: Identity { uid: account.uid, gid: account.gid, groups, capabilities },
             parent: self.host.this_process.as_fd(),
+            forbidden: self.host.program,
             program: command.program(),
         };
         rustix::process::umask(Mode::from_raw_mode(0o022));
@@ -373,7 +410,7 @@ impl Streams {
         }
     }
 
-    fn for_command(&self) -> [std::os::fd::BorrowedFd<'_>; 3] {
+    fn for_command(&self) -> [BorrowedFd<'_>; 3] {
         match &self.theirs[..] {
             [input, output, error] => [input.as_fd(), output.as_fd(), error.as_fd()],
             [terminal] => [terminal.as_fd(), terminal.as_fd(), terminal.as_fd()],

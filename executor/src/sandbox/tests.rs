@@ -1,6 +1,12 @@
 //! Commands in real containers. They need root and overlayfs, and a static busybox for a root; otherwise they say what
 //! is missing and pass.
 
+#![expect(
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a skipped test says why, a measuring one what; RBUILD_TEST_DIR chooses the file system"
+)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
@@ -640,6 +646,66 @@ fn privileged_memory_limits_are_noticed() {
         return;
     }
     assert!(outcome.exit.out_of_memory, "{}", outcome.output);
+}
+
+#[test]
+fn privileged_devices_of_the_machine_stay_closed() {
+    let Some(fixture) = Fixture::new() else { return };
+    let partitions = fs::read_to_string("/proc/partitions").unwrap();
+    let disk = partitions.lines().skip(2).find_map(|line| {
+        let mut fields = line.split_whitespace();
+        Some((fields.next()?.parse::<u32>().ok()?, fields.next()?.parse::<u32>().ok()?))
+    });
+    let Some((major, minor)) = disk else {
+        eprintln!("skipped: this machine has no disk");
+        return;
+    };
+    // A root that brings a node along, and nodes made by the command everywhere it can write.
+    let hostile = fixture.tree(&[]);
+    let block = rustix::fs::FileType::BlockDevice;
+    let mode = rustix::fs::Mode::from_raw_mode(0o666);
+    rustix::fs::mknodat(rustix::fs::CWD, hostile.join("disk"), block, mode, rustix::fs::makedev(major, minor)).unwrap();
+    let script = format!(
+        "for d in / /dev/ /t/ /tmp/ /c/; do mknod ${{d}}made b {major} {minor} || echo cannot make ${{d}}; done; \
+         for f in /disk /made /dev/made /t/made /tmp/made /c/made; do head -c 1 $f >/dev/null 2>&1 && echo $f open; done; \
+         echo x > /dev/null && head -c 1 /dev/zero | wc -c; rm /c/made; \
+         mknod /null c 1 3 && (echo x > /null) 2>/dev/null && echo harmless node works"
+    );
+    let cache = fixture.tree(&[]);
+    let mut spec = fixture.shell(&script);
+    spec.lower.push(hostile);
+    let source = MountSource::Directory { root: cache, path: "/".to_owned(), writes: Writes::Stay };
+    spec.mounts = vec![tmpfs("/t"), mount("/c", source, false)];
+    let filtered = fixture.sandbox.host.guard().policy(SecurityMode::Sandbox) == guard::DevicePolicy::Filtered;
+    let harmless = if filtered { "harmless node works\n" } else { "" };
+    assert_eq!(fixture.run(&spec).unwrap().output, format!("1\n{harmless}"));
+    if !filtered {
+        eprintln!("skipped: no filter on control groups here");
+    }
+
+    // The same without control groups.
+    let scratch = tempfile::tempdir_in(fixture.directory.path()).unwrap();
+    let sandbox = Sandbox::new(scratch, Arc::new(HostNetwork)).unwrap();
+    sandbox.host.guard.set(guard::DeviceGuard::Mounts).unwrap();
+    let fixture = Fixture { sandbox, ..fixture };
+    let again = fixture.shell("");
+    let spec = SandboxSpec { upper: again.upper, work: again.work, ..spec };
+    assert_eq!(fixture.run(&spec).unwrap().output, "1\n");
+}
+
+#[test]
+fn privileged_our_own_program_is_not_executed() {
+    let Some(fixture) = Fixture::new() else { return };
+    let hostile = fixture.tree(&[("script", "#!/proc/self/exe --help\n"), ("outer", "#!/script\n")]);
+    symlink("/proc/self/exe", hostile.join("link")).unwrap();
+    for name in ["script", "outer"] {
+        fs::set_permissions(hostile.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    for program in ["/script", "/outer", "/link", "/proc/self/exe"] {
+        let mut spec = fixture.spec(&[program]);
+        spec.lower.push(hostile.clone());
+        assert_eq!(fixture.run(&spec).unwrap().exit.not_started, Some(NotStarted::Denied), "{program}");
+    }
 }
 
 #[test]

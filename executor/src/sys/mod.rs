@@ -6,6 +6,7 @@
 //! take a lock.
 #![expect(unsafe_code, reason = "the one place for kernel calls that have no safe wrapper")]
 
+pub mod bpf;
 pub mod mount;
 pub mod namespace;
 pub mod net;

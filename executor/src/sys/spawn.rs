@@ -27,7 +27,10 @@ pub type Limit = libc::rlimit64;
 pub struct Plan<'a> {
     /// Whether it is the first process of a new pid namespace.
     pub pid_namespace: bool,
-    /// `cgroup.procs` files of the control groups that it joins.
+    /// The directory of the unified control group that it is born into; cheap, where joining one afterwards waits for
+    /// all processors. Needs [`can_start_in_cgroup`].
+    pub birth_cgroup: Option<BorrowedFd<'a>>,
+    /// `cgroup.procs` files of further control groups, which it joins.
     pub cgroups: Vec<BorrowedFd<'a>>,
     /// Whether its control group becomes the root of a new control group namespace.
     pub cgroup_namespace: bool,
@@ -47,6 +50,8 @@ pub struct Plan<'a> {
     pub identity: Identity,
     /// The descriptor of our own process: the child ends if we are gone before it could ask for a signal then.
     pub parent: BorrowedFd<'a>,
+    /// Device and inode of our own program file: the child refuses to execute it (see [`leads_to`]).
+    pub forbidden: (u64, u64),
     /// What it runs.
     pub program: Program,
 }
@@ -237,17 +242,16 @@ pub fn spawn(plan: &Plan<'_>) -> Result<Child, SpawnError> {
     }
     let was_dumpable = rustix::process::dumpable_behavior();
     let blocked = BlockedSignals::block_all();
-    // SAFETY: the stack grows down from its end, is aligned to 16 and outlives the child's use of our memory, which
-    // ends before `clone` returns here (`CLONE_VFORK`); so do `start` and everything it borrows. `run_child` keeps to
-    // the module's invariant. The fifth argument is where `CLONE_PIDFD` stores the descriptor.
-    let pid = unsafe {
-        libc::clone(
-            run_child,
-            stack.as_mut_ptr_range().end.cast::<c_void>(),
-            flags,
-            ptr::from_mut(&mut start).cast::<c_void>(),
-            ptr::from_mut(&mut pidfd),
-        )
+    let argument = ptr::from_mut(&mut start).cast::<c_void>();
+    let pid = match plan.birth_cgroup {
+        Some(group) => clone_into(group, &mut stack, flags, argument, &mut pidfd),
+        // SAFETY: the stack grows down from its end, is aligned to 16 and outlives the child's use of our memory, which
+        // ends before `clone` returns here (`CLONE_VFORK`); so do `start` and everything it borrows. `run_child` keeps to
+        // the module's invariant. The fifth argument is where `CLONE_PIDFD` stores the descriptor.
+        None => unsafe {
+            let top = stack.as_mut_ptr_range().end.cast::<c_void>();
+            libc::clone(run_child, top, flags, argument, ptr::from_mut(&mut pidfd)).into()
+        },
     };
     let clone_errno = last_errno();
     drop(blocked);
@@ -271,6 +275,116 @@ pub fn spawn(plan: &Plan<'_>) -> Result<Child, SpawnError> {
             Err(SpawnError::Child { stage, errno: Errno::from_raw_os_error(errno) })
         }
     }
+}
+
+/// Whether [`Plan::birth_cgroup`] works: `clone3(2)` is there (filters around us may hide it). Linux ≥ 5.7.
+pub fn can_start_in_cgroup() -> bool {
+    // SAFETY: a size of zero is refused before anything is read.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, ptr::null::<libc::clone_args>(), 0) };
+    let known = result < 0 && raw_errno() == libc::EINVAL;
+    known && cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) && kernel_at_least(5, 7)
+}
+
+fn kernel_at_least(major: u32, minor: u32) -> bool {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
+}
+
+/// Wider than the type of the other flags.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// `clone3(2)` with `CLONE_INTO_CGROUP`; the child runs [`run_child`] on `stack`. The process id, or -1 and `errno`.
+fn clone_into(
+    group: BorrowedFd<'_>,
+    stack: &mut [u128],
+    flags: c_int,
+    argument: *mut c_void,
+    pidfd: &mut c_int,
+) -> libc::c_long {
+    // In `clone3` the signal has a field of its own.
+    let flags = u64::from((flags & !libc::SIGCHLD).cast_unsigned());
+    let request = libc::clone_args {
+        flags: flags | CLONE_INTO_CGROUP,
+        pidfd: ptr::from_mut(pidfd) as u64,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: libc::SIGCHLD as u64,
+        stack: stack.as_mut_ptr() as u64,
+        stack_size: size_of_val(stack) as u64,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: group.as_raw_fd() as u64,
+    };
+    let result = clone3_and_call(&request, argument);
+    if result < 0 {
+        // SAFETY: the thread's own `errno`, as the C library's wrappers set it.
+        unsafe { *libc::__errno_location() = c_int::try_from(-result).unwrap_or(libc::EIO) };
+        return -1;
+    }
+    result
+}
+
+/// The call itself: the C library has no wrapper for it. The kernel's answer, negative numbers are errors.
+#[cfg(target_arch = "x86_64")]
+fn clone3_and_call(request: &libc::clone_args, argument: *mut c_void) -> libc::c_long {
+    let result: libc::c_long;
+    // SAFETY: the same obligations as for `libc::clone` above. The child begins behind `syscall` with its own stack
+    // (aligned to 16, so that a call finds it as the ABI wants) and all registers as here; it only calls `run_child`,
+    // which does not return. The parent's stack is not touched by the child.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r12",
+            "call r13",
+            "ud2",
+            "2:",
+            inlateout("rax") libc::SYS_clone3 => result,
+            in("rdi") ptr::from_ref(request),
+            in("rsi") size_of::<libc::clone_args>(),
+            in("r12") argument,
+            in("r13") run_child as extern "C" fn(*mut c_void) -> c_int,
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    result
+}
+
+/// The call itself: the C library has no wrapper for it. The kernel's answer, negative numbers are errors.
+#[cfg(target_arch = "aarch64")]
+fn clone3_and_call(request: &libc::clone_args, argument: *mut c_void) -> libc::c_long {
+    let result: libc::c_long;
+    // SAFETY: the same obligations as for `libc::clone` above. The child begins behind `svc` with its own stack and all
+    // registers as here; it only calls `run_child`, which does not return. The parent's stack is not touched by it.
+    unsafe {
+        std::arch::asm!(
+            "svc #0",
+            "cbnz x0, 2f",
+            "mov x29, xzr",
+            "mov x0, x20",
+            "blr x21",
+            "brk #1",
+            "2:",
+            inlateout("x0") ptr::from_ref(request) => result,
+            in("x1") size_of::<libc::clone_args>(),
+            in("x8") libc::SYS_clone3,
+            in("x20") argument,
+            in("x21") run_child as extern "C" fn(*mut c_void) -> c_int,
+        );
+    }
+    result
+}
+
+/// Not on this machine; see [`can_start_in_cgroup`].
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn clone3_and_call(_request: &libc::clone_args, _argument: *mut c_void) -> libc::c_long {
+    -libc::c_long::from(libc::ENOSYS)
 }
 
 /// What the child gets: the plan, and a place for its report.
@@ -348,7 +462,7 @@ fn prepare_and_exec(plan: &Plan<'_>) -> Result<Infallible, (Stage, c_int)> {
     }
     become_user(&plan.identity)?;
     die_with_parent(plan.parent.as_raw_fd())?;
-    Err((Stage::Exec, exec(&plan.program)))
+    Err((Stage::Exec, exec(&plan.program, plan.forbidden)))
 }
 
 fn check(result: libc::c_long, stage: Stage) -> Step {
@@ -551,10 +665,13 @@ fn die_with_parent(parent: RawFd) -> Step {
 }
 
 /// Tries the candidates; returns only with the error number that says most.
-fn exec(program: &Program) -> c_int {
+fn exec(program: &Program, forbidden: (u64, u64)) -> c_int {
     let mut answer = libc::ENOENT;
     for candidate in &program.candidates {
         let candidate: &CStr = candidate;
+        if leads_to(candidate, forbidden) {
+            return libc::EACCES;
+        }
         // SAFETY: a NUL-terminated path and two null-terminated lists of live strings.
         unsafe {
             libc::execve(
@@ -570,4 +687,95 @@ fn exec(program: &Program) -> c_int {
         }
     }
     answer
+}
+
+/// Interpreters of interpreters, as in the kernel.
+const MOST_INTERPRETERS: usize = 5;
+
+/// What the kernel reads of a script.
+const SCRIPT_BYTES: usize = 256;
+
+/// Whether `path` is the file `forbidden`, or a script whose interpreter is.
+///
+/// Until `execve` our own program is the child's `/proc/self/exe`. A root with `#!/proc/self/exe` in a script would run
+/// the host's file, and could then open it for writing (CVE-2019-5736 in other runtimes).
+fn leads_to(path: &CStr, forbidden: (u64, u64)) -> bool {
+    let mut name = [0_u8; SCRIPT_BYTES + 1];
+    let mut current = path;
+    for _ in 0..MOST_INTERPRETERS {
+        // SAFETY: a NUL-terminated path.
+        let fd = unsafe { libc::open(current.as_ptr(), libc::O_RDONLY | libc::O_NONBLOCK | libc::O_CLOEXEC) };
+        if fd < 0 {
+            return false;
+        }
+        let mut text = [0_u8; SCRIPT_BYTES];
+        // SAFETY: all-zero is a value of `stat`; the buffer has the length given. The descriptor is ours, and is closed
+        // once.
+        let (known, read) = unsafe {
+            let mut stat: libc::stat = std::mem::zeroed();
+            let known = libc::fstat(fd, &raw mut stat) == 0;
+            let read = libc::read(fd, text.as_mut_ptr().cast(), SCRIPT_BYTES);
+            libc::close(fd);
+            (known.then_some((stat.st_dev, stat.st_ino)), read)
+        };
+        if known == Some(forbidden) {
+            return true;
+        }
+        let text = text.get(..usize::try_from(read).unwrap_or(0)).unwrap_or_default();
+        let Some(interpreter) = interpreter(text) else { return false };
+        name.fill(0);
+        for (slot, byte) in name.iter_mut().zip(interpreter) {
+            *slot = *byte;
+        }
+        let Ok(next) = CStr::from_bytes_until_nul(&name) else { return false };
+        current = next;
+    }
+    false
+}
+
+/// The path behind `#!`.
+fn interpreter(text: &[u8]) -> Option<&[u8]> {
+    let line = text.strip_prefix(b"#!")?.trim_ascii_start();
+    line.split(|byte| byte.is_ascii_whitespace() || *byte == 0).next().filter(|path| !path.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interpreters_are_found_as_the_kernel_finds_them() {
+        let cases: &[(&[u8], Option<&[u8]>)] = &[
+            (b"#!/bin/sh\necho", Some(b"/bin/sh")),
+            (b"#! /bin/sh -e\n", Some(b"/bin/sh")),
+            (b"#!/x", Some(b"/x")),
+            (b"#!\n", None),
+            (b"\x7fELF", None),
+            (b"", None),
+        ];
+        for (text, want) in cases {
+            assert_eq!(interpreter(text), *want);
+        }
+    }
+
+    #[test]
+    fn scripts_lead_to_their_interpreters() {
+        use std::os::unix::fs::MetadataExt as _;
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        std::fs::write(path("target"), "binary").unwrap();
+        std::fs::write(path("script"), format!("#!{}\n", path("link").display())).unwrap();
+        std::fs::write(path("outer"), format!("#!{} -x\n", path("script").display())).unwrap();
+        std::fs::write(path("loop"), format!("#!{}\n", path("loop").display())).unwrap();
+        std::os::unix::fs::symlink("target", path("link")).unwrap();
+        let target = std::fs::metadata(path("target")).unwrap();
+        let leads = |name: &str| {
+            let name = CString::new(path(name).to_str().unwrap()).unwrap();
+            leads_to(&name, (target.dev(), target.ino()))
+        };
+        for (name, want) in [("target", true), ("link", true), ("script", true), ("outer", true), ("loop", false)] {
+            assert_eq!(leads(name), want, "{name}");
+        }
+        assert!(!leads("missing"));
+    }
 }
