@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cache::StatKey;
@@ -57,7 +57,7 @@ pub struct FileContent {
     /// When the reading began: nanoseconds since the epoch.
     pub read_at_ns: i64,
     /// The stamp of what was read, when the file had changed since its directory was read.
-    pub newer_stamp: Option<Stamp>,
+    pub newer_stamp: Option<Box<Stamp>>,
 }
 
 impl Stamp {
@@ -130,7 +130,7 @@ fn ensure_content(context: &LocalContext, dir: &ContextDir, name: &OsStr) -> Res
         return Ok(false);
     }
     let (stamp, mut content) = read_settled(context, dir, name, &path)?;
-    content.newer_stamp = (stamp != scanned).then_some(stamp);
+    content.newer_stamp = (stamp != scanned).then(|| Box::new(stamp));
     entry.set_content(content);
     Ok(true)
 }
@@ -160,20 +160,27 @@ pub(super) fn open_checked(context: &LocalContext, dir: &ContextDir, name: &OsSt
 
 /// Reads a file until its stamp is the same before and after.
 fn read_settled(context: &LocalContext, dir: &ContextDir, name: &OsStr, path: &Path) -> Result<(Stamp, FileContent)> {
-    let io = |operation, source: io::Error| ViewError::io(operation, context.host_path(path), source);
-    let mut file = context.open_file(dir, name)?;
-    for attempt in 0..MAX_ATTEMPTS {
-        if attempt > 0 {
-            // Opened anew: editors replace files by renaming.
-            file = context.open_file(dir, name)?;
-        }
+    let host_path = || context.host_path(path);
+    settle(path, &host_path, || context.open_file(dir, name), hash_reader)
+}
+
+/// Opens and hashes until nothing changes meanwhile. Opened anew each time: editors replace files by renaming.
+fn settle(
+    path: &Path,
+    host_path: &dyn Fn() -> PathBuf,
+    mut open: impl FnMut() -> crate::view::Result<File>,
+    mut hash: impl FnMut(&mut File) -> io::Result<([u8; 32], u64)>,
+) -> Result<(Stamp, FileContent)> {
+    let io = |operation, source: io::Error| ViewError::io(operation, host_path(), source);
+    for _ in 0..MAX_ATTEMPTS {
+        let mut file = open()?;
         let before_reading = SystemTime::now();
         let before = fstat(&file).map_err(|e| io("stat", e.into()))?;
         if NodeKind::of_mode(before.st_mode) != NodeKind::File {
             break;
         }
         let before = Stamp::of_stat(&before);
-        let (digest, _) = hash_reader(&mut file).map_err(|e| io("read", e))?;
+        let (digest, _) = hash(&mut file).map_err(|e| io("read", e))?;
         let after = fstat(&file).map_err(|e| io("stat", e.into()))?;
         if Stamp::of_stat(&after) == before {
             let is_racy = before.is_racy(before_reading);
@@ -212,6 +219,36 @@ pub(super) fn hash_reader(file: &mut File) -> io::Result<([u8; 32], u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_read_until_it_holds_still() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("busy");
+        for (n_writes, settles) in [(0, true), (1, true), (MAX_ATTEMPTS - 1, true), (MAX_ATTEMPTS, false)] {
+            std::fs::write(&path, "first").unwrap();
+            let mut n_reads = 0;
+            let open = || Ok(File::open(&path).unwrap());
+            let outcome = settle(Path::new("busy"), &|| path.clone(), open, |file| {
+                n_reads += 1;
+                if n_reads <= n_writes {
+                    std::fs::write(&path, "longer ".repeat(n_reads)).unwrap();
+                }
+                hash_reader(file)
+            });
+            match outcome {
+                Ok((stamp, content)) => {
+                    assert!(settles, "{n_writes}");
+                    let bytes = std::fs::read(&path).unwrap();
+                    assert_eq!(content.digest, *blake3::hash(&bytes).as_bytes());
+                    assert_eq!(stamp.size_bytes, bytes.len() as u64);
+                }
+                Err(ContextError::Changed { path }) => {
+                    assert!(!settles && path == Path::new("busy"), "{n_writes}");
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
 
     #[test]
     fn young_stamps_are_racy() {

@@ -148,7 +148,7 @@ impl Entry {
 
     /// What identifies the state of the file that counts.
     pub fn stamp(&self) -> Stamp {
-        self.content.get().and_then(|content| content.newer_stamp).unwrap_or(self.stamp)
+        self.content.get().and_then(|content| content.newer_stamp.as_deref().copied()).unwrap_or(self.stamp)
     }
 
     /// Its content, once it is known.

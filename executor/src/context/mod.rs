@@ -27,8 +27,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use cache::{ContextEntry, ContextIndex, StatKey};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
-use rustix::io::Errno;
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use solver::plan::patterns::Verdict;
 
 pub use content::{FileContent, Stamp};
@@ -60,8 +59,6 @@ struct Inner {
     /// Nanoseconds since the epoch.
     opened_at_ns: i64,
     top: OnceLock<Arc<ContextDir>>,
-    /// Whether the kernel refuses `openat2` (old kernels, some seccomp profiles).
-    stepwise: OnceLock<bool>,
 }
 
 impl LocalContext {
@@ -83,7 +80,6 @@ impl LocalContext {
                 index,
                 opened_at_ns,
                 top: OnceLock::new(),
-                stepwise: OnceLock::new(),
             }),
         })
     }
@@ -141,18 +137,7 @@ impl LocalContext {
 
     /// Opens something by its path relative to the context; no component may be a link.
     pub(crate) fn open_beneath(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        if !self.inner.stepwise.get().copied().unwrap_or(false) {
-            let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-            match openat2(&self.inner.fd, path, flags, Mode::empty(), how) {
-                // EAGAIN: a rename elsewhere raced with the lookup; the slower way is not confused by that.
-                Err(Errno::NOSYS | Errno::PERM) => self.inner.stepwise.set(true).unwrap_or(()),
-                Err(Errno::AGAIN) => {}
-                done => return done,
-            }
-        }
-        open_stepwise(&self.inner.fd, path, flags)
+        view::open_beneath(&self.inner.fd, path, flags)
     }
 
     /// Opens the regular file `name` of `dir` for reading.
@@ -246,26 +231,6 @@ fn collect_known<'a>(dir: &'a ContextDir, known: &mut Vec<(PathBuf, StatKey, &'a
         if let Some(child) = dir.child_slot(entry).and_then(OnceLock::get) {
             collect_known(child, known);
         }
-    }
-}
-
-/// As `openat2` with `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS`, one component after the other. `path` has no `..`.
-fn open_stepwise(root: &OwnedFd, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let step = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return openat(root, ".", flags, Mode::empty());
-    };
-    let mut dir: Option<OwnedFd> = None;
-    for component in parent {
-        let next = match &dir {
-            Some(dir) => openat(dir, component, step, Mode::empty())?,
-            None => openat(root, component, step, Mode::empty())?,
-        };
-        dir = Some(next);
-    }
-    match &dir {
-        Some(dir) => openat(dir, name, flags, Mode::empty()),
-        None => openat(root, name, flags, Mode::empty()),
     }
 }
 

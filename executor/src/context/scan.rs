@@ -123,7 +123,8 @@ impl Reading<'_> {
             kind,
             mode: stat.st_mode & 0o7777,
             rdev: if matches!(kind, NodeKind::CharDevice | NodeKind::BlockDevice) { stat.st_rdev } else { 0 },
-            n_links: stat.st_nlink.into(),
+            // Its width depends on the architecture.
+            n_links: stat.st_nlink as _,
             stamp: Stamp::of_stat(&stat),
         }))
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{ContextDir, LocalContext, Result, Stamp, content};
 use crate::view::resolve::{Last, Resolved};
-use crate::view::{DirView, Node, RootView, ViewError};
+use crate::view::{DirView, Node, RootView, ViewError, Xattrs};
 
 /// A tree that files are taken from.
 #[derive(Clone, Debug)]
@@ -185,7 +185,7 @@ impl SourceDir {
     ///
     /// # Errors
     /// I/O errors.
-    pub fn xattrs(&self, name: &OsStr) -> Result<Vec<(OsString, Vec<u8>)>> {
+    pub fn xattrs(&self, name: &OsStr) -> Result<Xattrs> {
         Ok(match self {
             Self::View(dir) => dir.xattrs(name)?.unwrap_or_default(),
             Self::Context(..) => Vec::new(),

@@ -14,11 +14,11 @@ use solver::OpError;
 
 use super::Setting;
 use super::copy::{Style, mkdir_error};
-use super::draft::{Attributes, Body, DirId, Draft, Inode, InodeId, InodeKind, InodeXattrs, SubRoot, Xattrs};
+use super::draft::{Attributes, Body, DirId, Draft, Inode, InodeId, InodeKind, InodeXattrs, SubRoot};
 use crate::context::ContextError;
 use crate::context::source::{OpenedFile, SourceDir};
-use crate::view::NodeKind;
 use crate::view::resolve::{self, Last};
+use crate::view::{NodeKind, Xattrs};
 
 /// Unpacks the file `name` of `dir` into the directory `dest`, if it is an archive. `false`: it is none, nothing happened.
 ///
@@ -211,9 +211,11 @@ fn archive_error(error: LayerError) -> OpError {
     }
 }
 
+/// A fault while the content of an entry is read. The reader hands its own faults on inside of I/O errors.
 fn content_error(error: &io::Error) -> OpError {
-    match error.kind() {
-        io::ErrorKind::UnexpectedEof => OpError::input("unexpected EOF"),
+    let is_cut_off = error.get_ref().and_then(|inner| inner.downcast_ref::<LayerError>());
+    match (is_cut_off, error.kind()) {
+        (Some(LayerError::CutOff { .. }), _) | (None, io::ErrorKind::UnexpectedEof) => OpError::input("unexpected EOF"),
         _ => OpError::input(format!("cannot read the archive: {error}")),
     }
 }

@@ -6,28 +6,41 @@
 use cache::ContentDigest;
 use oci::layer::{Entry, EntryKind};
 
-use super::draft::{Draft, InodeId, InodeKind, InodeXattrs};
+use super::draft::{Draft, InodeId};
 use super::order::{Listed, Listing};
 use super::tar::{capability, entry, kind_of, of_value};
-use crate::context::Result;
 use crate::layer::{ContentFacts, ContentHasher};
 
-/// BLAKE3 digests of the files of a draft.
-pub(super) struct FileDigests(Vec<[u8; 32]>);
+/// What writing the files of a draft has shown of them.
+pub(super) struct Written(Vec<FileFacts>);
 
-impl FileDigests {
-    /// None is known yet.
+/// What is only known of a file once it has been read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct FileFacts {
+    /// BLAKE3 of its bytes.
+    pub(super) digest: [u8; 32],
+    /// `security.capability`.
+    pub(super) capability: Option<Vec<u8>>,
+}
+
+impl Written {
+    /// Nothing is known yet.
     pub(super) fn new(draft: &Draft) -> Self {
-        Self(vec![[0; 32]; draft.n_inodes()])
+        Self(vec![FileFacts::default(); draft.n_inodes()])
     }
 
-    pub(super) fn set(&mut self, inode: InodeId, digest: [u8; 32]) {
-        self.0[inode.index()] = digest;
+    pub(super) fn set(&mut self, inode: InodeId, facts: FileFacts) {
+        self.0[inode.index()] = facts;
+    }
+
+    /// The capability of a file that has been written.
+    pub(super) fn capability(&self, inode: InodeId) -> Option<&[u8]> {
+        self.0[inode.index()].capability.as_deref()
     }
 }
 
 /// Computes the content digest of the layer.
-pub(super) fn digest(draft: &Draft, listing: &Listing, files: &FileDigests) -> Result<ContentDigest> {
+pub(super) fn digest(draft: &Draft, listing: &Listing, files: &Written) -> ContentDigest {
     let mut hasher = ContentHasher::new();
     for (path, listed) in listing.iter() {
         match listed {
@@ -39,12 +52,8 @@ pub(super) fn digest(draft: &Draft, listing: &Listing, files: &FileDigests) -> R
             }
             Listed::First(id) => {
                 let inode = draft.inode(id);
-                let xattrs = match (&inode.xattrs, &inode.kind) {
-                    (InodeXattrs::Given(xattrs), _) => capability(xattrs),
-                    (InodeXattrs::OfSource(dir, name), InodeKind::File(_)) => of_value(dir.capability(name)?),
-                    (InodeXattrs::OfSource(..), _) => Vec::new(),
-                };
-                let facts = ContentFacts { file: files.0[id.index()], ..ContentFacts::default() };
+                let xattrs = of_value(files.capability(id));
+                let facts = ContentFacts { file: files.0[id.index()].digest, ..ContentFacts::default() };
                 hasher.entry(&entry(path, kind_of(&inode.kind), &inode.attributes, &xattrs), &facts);
             }
             Listed::Again(_, first) => {
@@ -55,5 +64,5 @@ pub(super) fn digest(draft: &Draft, listing: &Listing, files: &FileDigests) -> R
             Listed::Whiteout => {}
         }
     }
-    Ok(hasher.finish())
+    hasher.finish()
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use crate::context::source::SourceDir;
 use crate::view::resolve::{self, Child, Last, Resolved, Tree};
-use crate::view::{DirView, Node, NodeKind, Result, RootView};
+use crate::view::{DirView, Node, NodeKind, Result, RootView, Xattrs};
 
 /// A drafted directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,9 +25,6 @@ pub(super) struct InodeId(u32);
 
 /// Seconds since the epoch, and nanoseconds.
 pub(super) type Time = (i64, u32);
-
-/// Extended attributes by name.
-pub(super) type Xattrs = Vec<(OsString, Vec<u8>)>;
 
 impl DirId {
     /// Dense: below [`Draft::n_dirs`].

@@ -6,7 +6,7 @@ use oci::layer::{Entry, EntryKind, LayerError, TarWriter, Xattr};
 use solver::OpError;
 
 use super::Setting;
-use super::content::FileDigests;
+use super::content::{FileFacts, Written};
 use super::draft::{Attributes, Body, Draft, InodeId, InodeKind, InodeXattrs};
 use super::order::{Listed, Listing};
 use super::read_ahead::{FileReader, ReadAhead};
@@ -39,14 +39,14 @@ impl<W: Write> EntrySink for TarWriter<W> {
 
 /// Writes the layer of `draft` into `sink`, without an end-of-archive marker.
 ///
-/// Gives the digests of files by inode.
+/// Gives what became known of the files.
 pub(super) fn write(
     draft: &Draft,
     listing: &Listing,
     setting: &Setting<'_>,
     sink: &mut dyn EntrySink,
-) -> Result<FileDigests, OpError> {
-    let mut digests = FileDigests::new(draft);
+) -> Result<Written, OpError> {
+    let mut written = Written::new(draft);
     let mut ahead = ReadAhead::new(sources(draft, listing));
     for (path, listed) in listing.iter() {
         setting.check_cancelled()?;
@@ -57,23 +57,19 @@ pub(super) fn write(
                 put(sink, entry(path, EntryKind::Directory, &dir.attributes, &xattrs), &[])?;
             }
             Listed::First(id) => {
-                if let Some(digest) = write_inode(draft, id, path, sink, &mut ahead)? {
-                    digests.set(id, digest);
+                if let Some(facts) = write_inode(draft, id, path, sink, &mut ahead)? {
+                    written.set(id, facts);
                 }
             }
             Listed::Again(id, first) => {
                 let kind = EntryKind::Hardlink { target: listing.path(first) };
-                let inode = draft.inode(id);
-                let xattrs = match &inode.xattrs {
-                    InodeXattrs::Given(xattrs) => capability(xattrs),
-                    InodeXattrs::OfSource(dir, name) => of_value(dir.capability(name)?),
-                };
-                put(sink, entry(path, kind, &inode.attributes, &xattrs), &[])?;
+                let xattrs = of_value(written.capability(id));
+                put(sink, entry(path, kind, &draft.inode(id).attributes, &xattrs), &[])?;
             }
             Listed::Whiteout => put(sink, Entry::whiteout(path), &[])?,
         }
     }
-    Ok(digests)
+    Ok(written)
 }
 
 /// The files whose bytes come from sources, in the order in which they are written.
@@ -93,7 +89,7 @@ fn write_inode(
     path: &[u8],
     sink: &mut dyn EntrySink,
     ahead: &mut ReadAhead<impl Iterator<Item = Body>>,
-) -> Result<Option<[u8; 32]>, OpError> {
+) -> Result<Option<FileFacts>, OpError> {
     let inode = draft.inode(id);
     let given = match &inode.xattrs {
         InodeXattrs::Given(xattrs) => capability(xattrs),
@@ -104,16 +100,17 @@ fn write_inode(
         put(sink, entry, &[])?;
         return Ok(None);
     };
+    let capability = given.first().map(|xattr| xattr.value.clone());
     Ok(Some(match body {
         Body::Bytes(bytes) => {
             put(sink, entry, bytes)?;
-            *blake3::hash(bytes).as_bytes()
+            FileFacts { digest: *blake3::hash(bytes).as_bytes(), capability }
         }
         Body::Staged { path: staged, digest, .. } => {
             let cannot = |e| OpError::environment(format!("cannot open `{}`: {e}", staged.display()));
             let mut file = std::fs::File::open(staged).map_err(cannot)?;
             sink.append(&entry, &mut file).map_err(sink_error)?;
-            *digest
+            FileFacts { digest: *digest, capability }
         }
         Body::Source { .. } => write_source(ahead.next_file()?, entry, sink)?,
     }))
@@ -123,17 +120,18 @@ fn write_source(
     mut file: FileReader<'_, impl Iterator<Item = Body>>,
     entry: Entry<'_>,
     sink: &mut dyn EntrySink,
-) -> Result<[u8; 32], OpError> {
-    let xattrs = of_value(file.take_capability());
+) -> Result<FileFacts, OpError> {
+    let capability = file.take_capability();
+    let xattrs = of_value(capability.as_deref());
     let entry = Entry { xattrs: &xattrs, ..entry };
-    let written = match file.whole() {
+    let sent = match file.whole() {
         Some(bytes) => sink.append_bytes(&entry, bytes),
         None => sink.append(&entry, &mut file),
     };
     // The reader knows better than the sink why its bytes ended.
     let digest = file.finish()?;
-    written.map_err(sink_error)?;
-    Ok(digest)
+    sent.map_err(sink_error)?;
+    Ok(FileFacts { digest, capability })
 }
 
 fn put(sink: &mut dyn EntrySink, entry: Entry<'_>, content: &[u8]) -> Result<(), OpError> {
@@ -176,11 +174,12 @@ pub(super) fn entry<'a>(
 
 /// Of all xattrs, the one that layers hold.
 pub(super) fn capability(xattrs: &[(std::ffi::OsString, Vec<u8>)]) -> Vec<Xattr> {
-    of_value(xattrs.iter().find(|(name, _)| name == CAPABILITY_XATTR).map(|(_, value)| value.clone()))
+    of_value(xattrs.iter().find(|(name, _)| name == CAPABILITY_XATTR).map(|(_, value)| value.as_slice()))
 }
 
-pub(super) fn of_value(value: Option<Vec<u8>>) -> Vec<Xattr> {
-    value.map(|value| Xattr { name: CAPABILITY_XATTR.as_bytes().to_vec(), value }).into_iter().collect()
+pub(super) fn of_value(value: Option<&[u8]>) -> Vec<Xattr> {
+    let xattr = |value: &[u8]| Xattr { name: CAPABILITY_XATTR.as_bytes().to_vec(), value: value.to_vec() };
+    value.map(xattr).into_iter().collect()
 }
 
 fn sink_error(error: LayerError) -> OpError {

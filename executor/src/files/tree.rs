@@ -20,25 +20,20 @@ use rustix::io::Errno;
 use solver::OpError;
 
 use super::Setting;
-use super::content::FileDigests;
-use super::draft::{Attributes, Body, DirId, Draft, Inode, InodeId, InodeKind, InodeXattrs, Xattrs};
+use super::content::{FileFacts, Written};
+use super::draft::{Attributes, Body, DirId, Draft, Inode, InodeId, InodeKind, InodeXattrs};
 use super::order::{Listed, Listing};
-use crate::context::source::SourceDir;
+use crate::context::source::{CAPABILITY_XATTR, SourceDir};
 use crate::context::{ContextError, Stamp};
-use crate::view::{ViewError, handle_path};
+use crate::view::{ViewError, Xattrs, handle_path};
 
 /// Larger files are cloned or copied inside the kernel; smaller ones are cheaper to read and write.
 const KERNEL_COPY_BYTES: u64 = 256 << 10;
 /// Entries that one parallel task makes in a row, usually in the same directory.
 const LEAVES_PER_TASK: usize = 64;
 
-/// Writes `draft` into the empty directory `upper`; gives the digests of files by inode.
-pub(super) fn write(
-    draft: &Draft,
-    listing: &Listing,
-    setting: &Setting<'_>,
-    upper: &Path,
-) -> Result<FileDigests, OpError> {
+/// Writes `draft` into the empty directory `upper`; gives what became known of the files.
+pub(super) fn write(draft: &Draft, listing: &Listing, setting: &Setting<'_>, upper: &Path) -> Result<Written, OpError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = openat(CWD, upper, flags, Mode::empty()).map_err(|e| failed("open directory", upper, e))?;
     let tree = Tree { draft, setting, upper, fd };
@@ -54,9 +49,9 @@ pub(super) fn write(
         })
         .collect();
     let known = leaves.par_chunks(LEAVES_PER_TASK).map(|leaves| tree.make_leaves(leaves));
-    let mut digests = FileDigests::new(draft);
-    for (inode, digest) in known.collect::<Result<Vec<_>, _>>()?.into_iter().flatten() {
-        digests.set(inode, digest);
+    let mut written = Written::new(draft);
+    for (inode, facts) in known.collect::<Result<Vec<_>, _>>()?.into_iter().flatten() {
+        written.set(inode, facts);
     }
     for (path, entry) in &entries {
         if let Listed::Again(_, first) = entry {
@@ -71,7 +66,7 @@ pub(super) fn write(
         }
     }
     tree.finish_dir(Path::new(""), Draft::ROOT)?;
-    Ok(digests)
+    Ok(written)
 }
 
 struct Tree<'a> {
@@ -90,8 +85,8 @@ impl Tree<'_> {
     }
 
     /// Makes files, links and devices; neighbours are usually in one directory, which is opened once.
-    fn make_leaves(&self, leaves: &[(&Path, InodeId)]) -> Result<Vec<(InodeId, [u8; 32])>, OpError> {
-        let mut digests = Vec::with_capacity(leaves.len());
+    fn make_leaves(&self, leaves: &[(&Path, InodeId)]) -> Result<Vec<(InodeId, FileFacts)>, OpError> {
+        let mut known = Vec::with_capacity(leaves.len());
         let mut open: Option<(&Path, OwnedFd)> = None;
         for (path, inode) in leaves {
             self.setting.check_cancelled()?;
@@ -102,12 +97,12 @@ impl Tree<'_> {
             };
             let name = path.file_name().unwrap_or_default();
             let leaf = Leaf { dir: fd.as_fd(), name, path: &self.upper.join(path) };
-            if let Some(digest) = leaf.make(self.draft.inode(*inode))? {
-                digests.push((*inode, digest));
+            if let Some(facts) = leaf.make(self.draft.inode(*inode))? {
+                known.push((*inode, facts));
             }
             open = Some((parent, fd));
         }
-        Ok(digests)
+        Ok(known)
     }
 
     fn finish_dir(&self, path: &Path, id: DirId) -> Result<(), OpError> {
@@ -131,8 +126,8 @@ struct Leaf<'a> {
 }
 
 impl Leaf<'_> {
-    /// Makes it; gives the digest of a file.
-    fn make(&self, inode: &Inode) -> Result<Option<[u8; 32]>, OpError> {
+    /// Makes it; gives what became known of a file.
+    fn make(&self, inode: &Inode) -> Result<Option<FileFacts>, OpError> {
         match &inode.kind {
             InodeKind::File(body) => return self.make_file(inode, body).map(Some),
             InodeKind::Symlink(target) => {
@@ -146,7 +141,7 @@ impl Leaf<'_> {
         Ok(None)
     }
 
-    fn make_file(&self, inode: &Inode, body: &Body) -> Result<[u8; 32], OpError> {
+    fn make_file(&self, inode: &Inode, body: &Body) -> Result<FileFacts, OpError> {
         let (file, digest) = match body {
             Body::Source { dir, name, size_bytes } => {
                 let file = self.create()?;
@@ -162,7 +157,8 @@ impl Leaf<'_> {
         };
         let xattrs = xattrs_of(inode)?;
         finish(&file, &inode.attributes, &xattrs).map_err(|e| self.failed("set the metadata of", e))?;
-        Ok(digest)
+        let capability = xattrs.into_iter().find(|(name, _)| name == CAPABILITY_XATTR).map(|(_, value)| value);
+        Ok(FileFacts { digest, capability })
     }
 
     fn create(&self) -> Result<File, OpError> {
@@ -304,7 +300,7 @@ fn finish(fd: impl AsFd, attributes: &Attributes, xattrs: &[(OsString, Vec<u8>)]
 fn tolerate(name: &OsStr, outcome: rustix::io::Result<()>) -> rustix::io::Result<()> {
     match outcome {
         Err(Errno::OPNOTSUPP) => Ok(()),
-        Err(Errno::PERM) if name != crate::context::source::CAPABILITY_XATTR => Ok(()),
+        Err(Errno::PERM) if name != CAPABILITY_XATTR => Ok(()),
         outcome => outcome,
     }
 }

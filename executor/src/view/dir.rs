@@ -11,33 +11,43 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, fstat, openat, readlinkat, statat};
 use rustix::io::Errno;
 
+use super::handles::Handles;
 use super::node::is_whiteout;
-use super::{Metadata, Node, NodeKind, Result, ViewError};
+use super::{Metadata, Node, NodeKind, Result, ViewError, Xattrs};
 
 /// Names of the xattr by which overlayfs marks a directory that hides what lies below it.
 const OPAQUE_XATTRS: [&str; 2] = ["trusted.overlay.opaque", "user.overlay.opaque"];
 /// Prefixes of overlayfs' own xattrs, which belong to the format and not to the content.
 const OVERLAY_PREFIXES: [&str; 2] = ["trusted.overlay.", "user.overlay."];
 
-/// A directory as the merged root shows it. Cheap to clone; holds one handle for each layer that has a part in it.
+/// A directory as the merged root shows it. Cheap to clone and to keep: it holds no open files.
 #[derive(Clone, Debug)]
 pub struct DirView {
-    layers: Arc<[PathBuf]>,
+    handles: Arc<Handles>,
+    id: u64,
     path: Arc<Path>,
-    /// Topmost layer first.
-    parts: Arc<[Part]>,
+    /// The layers that have a part in it, topmost first.
+    layers: Arc<[usize]>,
 }
 
-/// One layer's directory.
-#[derive(Clone, Debug)]
-pub(super) struct Part {
-    pub(super) layer_idx: usize,
-    pub(super) fd: Arc<OwnedFd>,
+/// One layer's directory, open.
+struct Part {
+    layer_idx: usize,
+    fd: Arc<OwnedFd>,
 }
 
 impl DirView {
-    pub(super) fn new(layers: Arc<[PathBuf]>, path: PathBuf, parts: Vec<Part>) -> Self {
-        Self { layers, path: path.into(), parts: parts.into() }
+    pub(super) fn new(handles: Arc<Handles>, path: PathBuf, layers: Vec<usize>) -> Self {
+        let id = handles.new_dir();
+        Self { handles, id, path: path.into(), layers: layers.into() }
+    }
+
+    /// The layers' directories, topmost first.
+    fn parts(&self) -> impl Iterator<Item = Result<Part>> + '_ {
+        self.layers.iter().map(|&layer_idx| {
+            let fd = self.handles.get(self.id, layer_idx, &self.path)?;
+            Ok(Part { layer_idx, fd })
+        })
     }
 
     /// Its path inside the root, absolute.
@@ -50,8 +60,8 @@ impl DirView {
     /// # Errors
     /// [`ViewError::Io`].
     pub fn metadata(&self) -> Result<Option<Node>> {
-        let Some(part) = self.parts.first() else { return Ok(None) };
-        let stat = fstat(&part.fd).map_err(|e| self.error("stat", part, OsStr::new(""), e))?;
+        let Some(part) = self.parts().next().transpose()? else { return Ok(None) };
+        let stat = fstat(&part.fd).map_err(|e| self.error("stat", &part, OsStr::new(""), e))?;
         Ok(Some(node(part.layer_idx, &stat)))
     }
 
@@ -69,12 +79,15 @@ impl DirView {
     /// [`ViewError::Io`].
     pub fn child_dir(&self, name: &OsStr) -> Result<Option<Self>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut parts = Vec::new();
-        for part in self.parts.iter() {
+        let id = self.handles.new_dir();
+        let mut layers = Vec::new();
+        for part in self.parts() {
+            let part = part?;
             match openat(&part.fd, name, flags, Mode::empty()) {
                 Ok(fd) => {
-                    let opaque = part.layer_idx > 0 && is_opaque(&fd, &self.host_path(part, name))?;
-                    parts.push(Part { layer_idx: part.layer_idx, fd: Arc::new(fd) });
+                    let opaque = part.layer_idx > 0 && is_opaque(&fd, &self.host_path(&part, name))?;
+                    self.handles.keep(id, part.layer_idx, Arc::new(fd));
+                    layers.push(part.layer_idx);
                     if opaque {
                         break;
                     }
@@ -82,13 +95,14 @@ impl DirView {
                 Err(Errno::NOENT) => {}
                 // A whiteout or any other non-directory hides what lies below.
                 Err(Errno::NOTDIR | Errno::LOOP) => break,
-                Err(e) => return Err(self.error("open directory", part, name, e)),
+                Err(e) => return Err(self.error("open directory", &part, name, e)),
             }
         }
-        if parts.is_empty() {
+        if layers.is_empty() {
             return Ok(None);
         }
-        Ok(Some(Self::new(self.layers.clone(), self.path.join(name), parts)))
+        let path = self.path.join(name).into();
+        Ok(Some(Self { handles: self.handles.clone(), id, path, layers: layers.into() }))
     }
 
     /// Names of its entries, in byte order.
@@ -97,8 +111,8 @@ impl DirView {
     /// [`ViewError::Io`].
     pub fn names(&self) -> Result<Vec<OsString>> {
         let mut visible: BTreeMap<OsString, bool> = BTreeMap::new();
-        for part in self.parts.iter() {
-            self.read_part(part, |name, is_hidden| {
+        for part in self.parts() {
+            self.read_part(&part?, |name, is_hidden| {
                 visible.entry(name.to_owned()).or_insert(!is_hidden);
             })?;
         }
@@ -129,7 +143,7 @@ impl DirView {
             return Ok(None);
         }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fd = openat(&part.fd, name, flags, Mode::empty()).map_err(|e| self.error("open", part, name, e))?;
+        let fd = openat(&part.fd, name, flags, Mode::empty()).map_err(|e| self.error("open", &part, name, e))?;
         Ok(Some(fd.into()))
     }
 
@@ -142,7 +156,7 @@ impl DirView {
         if node.kind != NodeKind::Symlink {
             return Ok(None);
         }
-        let target = readlinkat(&part.fd, name, Vec::new()).map_err(|e| self.error("read the link", part, name, e))?;
+        let target = readlinkat(&part.fd, name, Vec::new()).map_err(|e| self.error("read the link", &part, name, e))?;
         Ok(Some(OsString::from_vec(target.into_bytes())))
     }
 
@@ -150,9 +164,9 @@ impl DirView {
     ///
     /// # Errors
     /// [`ViewError::Io`].
-    pub fn xattrs(&self, name: &OsStr) -> Result<Option<Vec<(OsString, Vec<u8>)>>> {
+    pub fn xattrs(&self, name: &OsStr) -> Result<Option<Xattrs>> {
         let Some((part, _)) = self.find(name)? else { return Ok(None) };
-        read_xattrs(&part.fd, name).map(Some).map_err(|e| self.error("read the xattrs of", part, name, e))
+        read_xattrs(&part.fd, name).map(Some).map_err(|e| self.error("read the xattrs of", &part, name, e))
     }
 
     /// One xattr of `name`; `None` when it has none of that name, or does not exist.
@@ -161,27 +175,31 @@ impl DirView {
     /// [`ViewError::Io`].
     pub fn xattr(&self, name: &OsStr, xattr: &str) -> Result<Option<Vec<u8>>> {
         let Some((part, _)) = self.find(name)? else { return Ok(None) };
-        read_xattr(&part.fd, name, xattr).map_err(|e| self.error("read the xattrs of", part, name, e))
+        read_xattr(&part.fd, name, xattr).map_err(|e| self.error("read the xattrs of", &part, name, e))
     }
 
     /// Its own xattrs, sorted by name, without overlayfs' own.
     ///
     /// # Errors
     /// [`ViewError::Io`].
-    pub fn own_xattrs(&self) -> Result<Vec<(OsString, Vec<u8>)>> {
-        let Some(part) = self.parts.first() else { return Ok(Vec::new()) };
+    pub fn own_xattrs(&self) -> Result<Xattrs> {
+        let Some(part) = self.parts().next().transpose()? else { return Ok(Vec::new()) };
         let dot = OsStr::new(".");
-        read_xattrs(&part.fd, dot).map_err(|e| self.error("read the xattrs of", part, dot, e))
+        read_xattrs(&part.fd, dot).map_err(|e| self.error("read the xattrs of", &part, dot, e))
     }
 
     /// The topmost part that says something about `name`; whiteouts say that there is nothing.
-    fn find(&self, name: &OsStr) -> Result<Option<(&Part, Node)>> {
-        for part in self.parts.iter() {
+    fn find(&self, name: &OsStr) -> Result<Option<(Part, Node)>> {
+        for part in self.parts() {
+            let part = part?;
             match statat(&part.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) if is_whiteout(&stat) => return Ok(None),
-                Ok(stat) => return Ok(Some((part, node(part.layer_idx, &stat)))),
+                Ok(stat) => {
+                    let node = node(part.layer_idx, &stat);
+                    return Ok(Some((part, node)));
+                }
                 Err(Errno::NOENT) => {}
-                Err(e) => return Err(self.error("stat", part, name, e)),
+                Err(e) => return Err(self.error("stat", &part, name, e)),
             }
         }
         Ok(None)
@@ -210,7 +228,7 @@ impl DirView {
 
     fn host_path(&self, part: &Part, name: &OsStr) -> PathBuf {
         let inside = self.path.strip_prefix("/").unwrap_or(&self.path);
-        self.layers[part.layer_idx].join(inside).join(name)
+        self.handles.trees()[part.layer_idx].join(inside).join(name)
     }
 
     fn error(&self, operation: &'static str, part: &Part, name: &OsStr, source: Errno) -> ViewError {
@@ -247,7 +265,7 @@ pub(crate) fn read_xattr(dir: impl AsFd, name: &OsStr, xattr: &str) -> Result<Op
 }
 
 /// All xattrs of `name` in `dir`, links not followed, sorted by name, overlayfs' own left out.
-pub(crate) fn read_xattrs(dir: impl AsFd, name: &OsStr) -> Result<Vec<(OsString, Vec<u8>)>, Errno> {
+pub(crate) fn read_xattrs(dir: impl AsFd, name: &OsStr) -> Result<Xattrs, Errno> {
     let path = handle_path(dir, name);
     let mut list = Vec::new();
     loop {

@@ -10,6 +10,7 @@
 
 mod dir;
 mod error;
+mod handles;
 mod lower;
 mod node;
 pub mod passwd;
@@ -20,19 +21,21 @@ use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
-
 pub use dir::DirView;
 pub(crate) use dir::{fd_path, handle_path};
 pub use error::ViewError;
+pub(crate) use handles::open_beneath;
 pub use lower::Below;
 pub use node::{Metadata, Node, NodeKind};
 pub use resolve::Resolved;
 
-use dir::Part;
+use handles::Handles;
 
 /// The result type of views.
 pub type Result<T, E = ViewError> = std::result::Result<T, E>;
+
+/// Extended attributes, names with values, sorted by name.
+pub type Xattrs = Vec<(OsString, Vec<u8>)>;
 
 /// A stack of layer trees, merged. Cheap to clone.
 ///
@@ -40,7 +43,7 @@ pub type Result<T, E = ViewError> = std::result::Result<T, E>;
 /// The trees must not change while they are looked at; a view of a tree that is being written sees some state of it.
 #[derive(Clone, Debug)]
 pub struct RootView {
-    layers: Arc<[PathBuf]>,
+    handles: Arc<Handles>,
     root: DirView,
 }
 
@@ -50,36 +53,31 @@ impl RootView {
     /// # Errors
     /// [`ViewError::Io`] when a tree cannot be opened.
     pub fn open(trees: &[PathBuf]) -> Result<Self> {
-        let layers: Arc<[PathBuf]> = trees.into();
-        let mut parts = Vec::with_capacity(trees.len());
+        let handles = Arc::new(Handles::open(trees)?);
+        let mut layers = Vec::with_capacity(trees.len());
         for (layer_idx, tree) in trees.iter().enumerate().rev() {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let fd = openat(CWD, tree, flags, Mode::empty())
-                .map_err(|source| ViewError::io("open directory", tree.clone(), source))?;
-            let opaque = layer_idx > 0 && dir::is_opaque(&fd, tree)?;
-            parts.push(Part { layer_idx, fd: Arc::new(fd) });
-            if opaque {
+            layers.push(layer_idx);
+            if layer_idx > 0 && dir::is_opaque(handles.root(layer_idx), tree)? {
                 break;
             }
         }
-        let root = DirView::new(layers.clone(), PathBuf::from("/"), parts);
-        Ok(Self { layers, root })
+        Ok(Self { root: DirView::new(handles.clone(), PathBuf::from("/"), layers), handles })
     }
 
     /// An empty root: a stack of no trees.
     pub fn empty() -> Self {
-        let layers: Arc<[PathBuf]> = Arc::new([]);
-        Self { root: DirView::new(layers.clone(), PathBuf::from("/"), Vec::new()), layers }
+        let handles = Arc::new(Handles::none());
+        Self { root: DirView::new(handles.clone(), PathBuf::from("/"), Vec::new()), handles }
     }
 
     /// The trees, base first.
     pub fn layers(&self) -> &[PathBuf] {
-        &self.layers
+        self.handles.trees()
     }
 
     /// Whether there are no layers at all (`FROM scratch` before any step), which is not the same as an empty `/`.
     pub fn is_scratch(&self) -> bool {
-        self.layers.is_empty()
+        self.layers().is_empty()
     }
 
     /// This stack with one more tree on top.
@@ -87,7 +85,7 @@ impl RootView {
     /// # Errors
     /// As [`RootView::open`].
     pub fn with(&self, tree: &Path) -> Result<Self> {
-        let trees: Vec<PathBuf> = self.layers.iter().cloned().chain([tree.to_owned()]).collect();
+        let trees: Vec<PathBuf> = self.layers().iter().cloned().chain([tree.to_owned()]).collect();
         Self::open(&trees)
     }
 
@@ -172,7 +170,7 @@ impl RootView {
     ///
     /// # Errors
     /// [`ViewError::Io`].
-    pub fn xattrs(&self, path: &Path) -> Result<Option<Vec<(OsString, Vec<u8>)>>> {
+    pub fn xattrs(&self, path: &Path) -> Result<Option<Xattrs>> {
         match split(path) {
             None => self.root.own_xattrs().map(Some),
             Some(_) => self.in_parent(path, DirView::xattrs),

@@ -87,7 +87,8 @@ impl Metadata {
             mtime_ns: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
             rdev: stat.st_rdev,
             inode: (stat.st_dev, stat.st_ino),
-            n_links: stat.st_nlink.into(),
+            // Its width depends on the architecture.
+            n_links: stat.st_nlink as _,
         }
     }
 }

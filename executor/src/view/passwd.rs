@@ -289,21 +289,19 @@ mod tests {
 
     #[test]
     fn users_of_commands() {
-        let home = |text: &str| Some(text.to_owned());
-        let cases: [(&str, (u32, u32, &[u32], Option<String>)); 8] = [
-            ("", (0, 0, &[0, 10], home("/root"))),
-            ("root", (0, 0, &[0, 10], home("/root"))),
-            ("app", (1000, 1001, &[10, 11, 1001], home("/home/app"))),
-            ("1000", (1000, 1001, &[10, 11, 1001], home("/home/app"))),
-            ("4242", (4242, 0, &[], None)),
-            ("app:staff", (1000, 50, &[50], home("/home/app"))),
-            ("5:6", (5, 6, &[6], None)),
-            ("nobody", (65534, 65533, &[65533], home("/"))),
-        ];
-        for (spec, (uid, gid, supplementary, home)) in cases {
+        let check = |spec: &str, (uid, gid): (u32, u32), supplementary: &[u32], home: Option<&str>| {
             let got = accounts().run_user(spec).expect(spec);
-            assert_eq!(got, RunUser { uid, gid, supplementary: supplementary.to_vec(), home }, "{spec}");
-        }
+            let (supplementary, home) = (supplementary.to_vec(), home.map(str::to_owned));
+            assert_eq!(got, RunUser { uid, gid, supplementary, home }, "{spec}");
+        };
+        check("", (0, 0), &[0, 10], Some("/root"));
+        check("root", (0, 0), &[0, 10], Some("/root"));
+        check("app", (1000, 1001), &[10, 11, 1001], Some("/home/app"));
+        check("1000", (1000, 1001), &[10, 11, 1001], Some("/home/app"));
+        check("4242", (4242, 0), &[], None);
+        check("app:staff", (1000, 50), &[50], Some("/home/app"));
+        check("5:6", (5, 6), &[6], None);
+        check("nobody", (65534, 65533), &[65533], Some("/"));
     }
 
     #[test]

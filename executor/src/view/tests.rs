@@ -2,7 +2,7 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use rustix::fs::{FileType, mknodat};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tempfile::TempDir;
 
 use super::*;
@@ -195,4 +195,28 @@ fn accounts_are_read_through_links() {
     let stack = Stack::new(1);
     stack.dir(0, "etc/passwd");
     assert!(matches!(passwd::Accounts::load(&stack.view()), Err(passwd::AccountsError::NotAFile { .. })));
+}
+
+#[test]
+fn a_large_tree_needs_few_handles() {
+    let stack = Stack::new(2);
+    for i in 0..400 {
+        stack.file(i % 2, &format!("d{}/e{i}/f", i % 40), "");
+    }
+    let view = stack.view();
+    let mut kept = Vec::new();
+    for (name, _) in view.root().entries().unwrap() {
+        let dir = view.root().child_dir(&name).unwrap().unwrap();
+        for (name, _) in dir.entries().unwrap() {
+            kept.push(dir.child_dir(&name).unwrap().unwrap());
+        }
+    }
+    assert_eq!(kept.len(), 400);
+    let n_open = |prefix: &Path| {
+        let fds = fs::read_dir("/proc/self/fd").unwrap();
+        fds.filter(|fd| fs::read_link(fd.as_ref().unwrap().path()).is_ok_and(|path| path.starts_with(prefix))).count()
+    };
+    assert!(n_open(stack.dir.path()) <= 260, "{}", n_open(stack.dir.path()));
+    // Those that were closed meanwhile are opened again.
+    assert!(kept.iter().all(|dir| dir.lookup(OsStr::new("f")).unwrap().is_some()));
 }
