@@ -24,6 +24,7 @@ mod network;
 mod overlay;
 mod points;
 mod rootfs;
+mod rootless;
 pub mod seccomp;
 mod spec;
 mod step;
@@ -45,6 +46,7 @@ pub use command::DEFAULT_PATH;
 pub use error::SandboxError;
 pub use isolation::{Isolation, missing_privileges};
 pub use network::{HostNetwork, NetworkProvider};
+pub use rootless::{EnterError, enter_user_namespace};
 pub use spec::{Exit, MemoryFile, MountSource, NotStarted, Resources, SandboxMount, SandboxSpec, Stdio, Writes};
 
 use control::{Control, Report};

@@ -117,16 +117,18 @@ pub(super) fn device_mounts(shm_size_bytes: Option<u64>, tty_group_exists: bool)
     ]
 }
 
-/// `/proc` and `/sys`: made by the command's own process, because a `proc` shows the pid namespace of its maker.
-pub(super) fn kernel_mounts(security: SecurityMode) -> Vec<MountCall> {
+/// `/proc`: made by the command's own process, because it shows the pid namespace of its maker.
+pub(super) fn proc_mount() -> MountCall {
+    mount("proc", "/proc", "proc", NOTHING_SPECIAL, "")
+}
+
+/// `/sys`, as the network namespace sees it.
+pub(super) fn sys_mount(security: SecurityMode) -> MountCall {
     let read_only = match security {
         SecurityMode::Sandbox => libc::MS_RDONLY,
         SecurityMode::Insecure => 0,
     };
-    vec![
-        mount("proc", "/proc", "proc", NOTHING_SPECIAL, ""),
-        mount("sysfs", "/sys", "sysfs", NOTHING_SPECIAL | read_only, ""),
-    ]
+    mount("sysfs", "/sys", "sysfs", NOTHING_SPECIAL | read_only, "")
 }
 
 /// The control group hierarchy, version 2.
@@ -141,7 +143,7 @@ pub(super) fn cgroup2_mount(security: SecurityMode) -> MountCall {
     }
 }
 
-/// Hides what a confined command must not see, and protects what it must not change. Comes after [`kernel_mounts`].
+/// Hides what a confined command must not see, and protects what it must not change. Comes after [`proc_mount`] and [`sys_mount`].
 pub(super) fn restrictions(sensitive: &Sensitive) -> Vec<MountCall> {
     let mut calls = Vec::new();
     for path in &sensitive.read_only {
@@ -198,7 +200,6 @@ mod tests {
     #[test]
     fn mounts_come_in_order_of_their_targets() {
         assert_eq!(targets(&device_mounts(None, true)), ["/dev/pts", "/dev/shm", "/dev/mqueue"]);
-        assert_eq!(targets(&kernel_mounts(SecurityMode::Sandbox)), ["/proc", "/sys"]);
     }
 
     #[test]
@@ -208,9 +209,9 @@ mod tests {
         assert_eq!(options(0), "newinstance,ptmxmode=0666,mode=0620,gid=5");
         assert_eq!(options(1), "mode=1777,size=134217728");
         assert_eq!(calls[2].options, None);
-        let [proc, sys] = &kernel_mounts(SecurityMode::Sandbox)[..] else { panic!() };
-        assert_eq!((proc.flags & libc::MS_RDONLY, sys.flags & libc::MS_RDONLY), (0, libc::MS_RDONLY));
-        assert_eq!(kernel_mounts(SecurityMode::Insecure)[1].flags & libc::MS_RDONLY, 0);
+        assert_eq!(proc_mount().flags & libc::MS_RDONLY, 0);
+        assert_eq!(sys_mount(SecurityMode::Sandbox).flags & libc::MS_RDONLY, libc::MS_RDONLY);
+        assert_eq!(sys_mount(SecurityMode::Insecure).flags & libc::MS_RDONLY, 0);
     }
 
     #[test]

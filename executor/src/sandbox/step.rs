@@ -5,7 +5,6 @@
 //! for the end and goes back to the host's mount namespace, at which moment all mounts are gone. It must not end before
 //! the command: the kernel kills the command with it.
 
-use std::ffi::CString;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -26,6 +25,7 @@ use super::control::{Control, Report};
 use super::error::SandboxError;
 use super::guard::DevicePolicy;
 use super::host::Host;
+use super::isolation::Isolation;
 use super::mounts::{self, Prepared, Workshop, file_attributes};
 use super::overlay::Overlay;
 use super::points::{self, MadePoint, PointKind};
@@ -138,27 +138,35 @@ struct Step<'a> {
     birthplace: Option<BorrowedFd<'a>>,
 }
 
+/// What comes from the host's paths, opened before the root is entered.
+struct Sources {
+    /// Mounted by the thread.
+    early: Vec<Prepared>,
+    /// The host's `/sys`, where there can be none of our own.
+    sys: Option<LateMount>,
+    /// Mounted by the command's process once `/proc` and `/sys` are there.
+    late: Vec<LateMount>,
+}
+
 type Outcome = (Ended, Option<super::spec::NotStarted>);
 
 impl Step<'_> {
     /// Inside the namespaces: from the host's root to the end of the command.
     fn run(&self, namespaces: &Namespaces<'_>, made: &mut Vec<MadePoint>) -> Result<Outcome, SandboxError> {
-        let (early, mut late) = self.mount_root_and_prepare(namespaces)?;
+        let Sources { early, sys, late } = self.mount_root_and_prepare(namespaces)?;
         mounts::enter_root(&self.host.root_point())?;
         // Modes are given exactly from here on. The thread's umask is its own since its mount namespace is.
         rustix::process::umask(Mode::empty());
         self.fill_root(early, made)?;
         let account = self.account()?;
         make_directory(&self.spec.cwd, &account)?;
-        late.splice(0..0, self.kernel_mounts()?);
-        self.start_and_wait(&account, late)
+        let mut mounts = self.kernel_mounts(sys);
+        mounts.extend(late);
+        self.start_and_wait(&account, mounts)
     }
 
     /// Mounts the root at the host's root point and opens whatever comes from the host's paths.
-    fn mount_root_and_prepare(
-        &self,
-        namespaces: &Namespaces<'_>,
-    ) -> Result<(Vec<Prepared>, Vec<LateMount>), SandboxError> {
+    fn mount_root_and_prepare(&self, namespaces: &Namespaces<'_>) -> Result<Sources, SandboxError> {
         let (host, spec) = (self.host, self.spec);
         let mut lower = vec![self.stubs];
         lower.extend(spec.lower.iter().map(PathBuf::as_path));
@@ -177,8 +185,12 @@ impl Step<'_> {
         early.extend(devices::of_host(host, self.policy)?);
 
         let mut late = Vec::new();
+        // A user namespace that does not own the network namespace may not mount a `sysfs` for it.
+        let borrowed = host.isolation != Isolation::Root && !namespaces.private_network;
+        let sys = if borrowed { Some(self.host_tree(Path::new("/sys"))?) } else { None };
         if let Some(tree) = host.hierarchy.legacy_mount() {
-            late.extend(self.legacy_cgroups(tree));
+            // Not shown where it cannot be protected.
+            late.extend(self.host_tree(tree).ok().filter(|_| sys.is_none()));
         }
         let workshop = Workshop {
             stage: &host.stage_point(),
@@ -197,18 +209,19 @@ impl Step<'_> {
                 early.push(prepared);
             }
         }
-        Ok((early, late))
+        Ok(Sources { early, sys, late })
     }
 
-    /// The old control group trees as they are on the host, protected; without them where that cannot be.
-    fn legacy_cgroups(&self, tree: &Path) -> Option<LateMount> {
+    /// A mount tree of the host as it is (control groups of the old kind, `/sys`), protected, in its own place.
+    fn host_tree(&self, tree: &'static Path) -> Result<LateMount, SandboxError> {
         let quiet = MountAttributes::NO_SUID.with(MountAttributes::NO_DEVICES).with(MountAttributes::NO_EXEC);
         let attributes = match self.spec.security {
             SecurityMode::Sandbox => quiet.with(MountAttributes::READ_ONLY),
             SecurityMode::Insecure => quiet,
         };
-        let target = CString::new(tree.to_str()?).ok()?;
-        mounts::detached_tree(tree, attributes).ok().map(|mount| LateMount::Attach { mount, target })
+        let target = command::c_string(&tree.to_string_lossy(), "a mount target")?;
+        let mount = mounts::detached_tree(tree, attributes).map_err(SandboxError::call("share", tree))?;
+        Ok(LateMount::Attach { mount, target })
     }
 
     /// `/dev` and all mounts that need no process inside. The thread's root is the container's.
@@ -224,16 +237,19 @@ impl Step<'_> {
         early.into_iter().try_for_each(|mount| mount.attach(made))
     }
 
-    fn kernel_mounts(&self) -> Result<Vec<LateMount>, SandboxError> {
+    /// `/proc`, `/sys`, and what is hidden of them.
+    fn kernel_mounts(&self, sys: Option<LateMount>) -> Vec<LateMount> {
         let security = self.spec.security;
-        let mut calls = rootfs::kernel_mounts(security);
-        if self.host.hierarchy.is_unified() {
-            calls.push(rootfs::cgroup2_mount(security));
+        let own_sys = sys.is_none();
+        let mut mounts = vec![LateMount::Call(rootfs::proc_mount())];
+        mounts.push(sys.unwrap_or_else(|| LateMount::Call(rootfs::sys_mount(security))));
+        if own_sys && self.host.hierarchy.is_unified() {
+            mounts.push(LateMount::Call(rootfs::cgroup2_mount(security)));
         }
         if security == SecurityMode::Sandbox {
-            calls.extend(rootfs::restrictions(&self.host.sensitive));
+            mounts.extend(rootfs::restrictions(&self.host.sensitive).into_iter().map(LateMount::Call));
         }
-        Ok(calls.into_iter().map(LateMount::Call).collect())
+        mounts
     }
 
     /// Who the command runs as, by the files of the root.
