@@ -38,7 +38,7 @@ fn run(args: &[String]) -> Result<()> {
     match command.as_str() {
         "demo" => demo::demo(),
         "test" => test::test(rest),
-        "bases" => bases::ensure_all(&process::release_binary()?, &bases::store_dir()).map(drop),
+        "bases" => bases::ensure_all(&process::test_binary()?, &bases::store_dir()).map(drop),
         "bench" => bench::bench(rest),
         _ => bail!("unknown command `{command}`\n{USAGE}"),
     }

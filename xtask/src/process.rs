@@ -61,9 +61,19 @@ pub(crate) fn is_root() -> bool {
 
 /// Builds the release binary and returns its path.
 pub(crate) fn release_binary() -> Result<PathBuf> {
-    say("building rbuild (release)");
+    binary("release")
+}
+
+/// Builds the binary that tests run: quicker to compile than the release.
+pub(crate) fn test_binary() -> Result<PathBuf> {
+    binary("dev")
+}
+
+fn binary(profile: &str) -> Result<PathBuf> {
+    say(&format!("building rbuild ({profile})"));
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(workspace()).args(["build", "--release", "--quiet", "--package", "cli", "--message-format=json"]);
+    cargo.current_dir(workspace()).args(["build", "--profile", profile, "--quiet", "--package", "cli"]);
+    cargo.arg("--message-format=json");
     let messages = output(&mut cargo)?;
     let executable = messages.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;

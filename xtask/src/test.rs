@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::process::{is_root, release_binary, run_command, say, workspace};
+use crate::process::{is_root, run_command, say, test_binary, workspace};
 use crate::{bases, packages};
 
 /// Formats are checked, lints are errors, unit tests and end-to-end tests run. `filter` goes to the tests.
@@ -17,7 +17,7 @@ pub(crate) fn test(filter: &[String]) -> Result<()> {
     cargo(&["fmt", "--all", "--check"])?;
     say("lints");
     cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])?;
-    let rbuild = release_binary()?;
+    let rbuild = test_binary()?;
     let store = bases::store_dir();
     if is_root() {
         bases::ensure_all(&rbuild, &store)?;
