@@ -27,10 +27,10 @@ pub(super) struct Overlay<'a> {
     pub(super) devices: bool,
 }
 
-/// What keeps a merged tree simple enough to be a layer: no redirects, no data-less copies, no index, no inode numbers
+/// What keeps a merged tree simple enough to be a layer: redirects neither made nor followed, no data-less copies, no index, no inode numbers
 /// made up, no identifier written into `upper` (`uuid`, Linux ≥ 6.6), and no syncing for what is not yet committed.
 const OPTIONS: &[(&str, &str)] =
-    &[("redirect_dir", "off"), ("metacopy", "off"), ("index", "off"), ("xino", "off"), ("uuid", "null")];
+    &[("redirect_dir", "nofollow"), ("metacopy", "off"), ("index", "off"), ("xino", "off"), ("uuid", "null")];
 
 /// Longest value that `fsconfig(2)` takes.
 const LONGEST_VALUE: usize = 255;

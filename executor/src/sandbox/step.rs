@@ -142,10 +142,17 @@ struct Step<'a> {
 struct Sources {
     /// Mounted by the thread.
     early: Vec<Prepared>,
-    /// The host's `/sys`, where there can be none of our own.
-    sys: Option<LateMount>,
+    /// What has to be there before `/proc` and `/sys`, or instead of them.
+    sys: KernelSources,
     /// Mounted by the command's process once `/proc` and `/sys` are there.
     late: Vec<LateMount>,
+}
+
+/// The host's `/proc` and `/sys`, which only user namespaces need.
+struct KernelSources {
+    mounts: Vec<LateMount>,
+    /// Whether the host's `/sys` is the one that the command sees.
+    is_final: bool,
 }
 
 type Outcome = (Ended, Option<super::spec::NotStarted>);
@@ -185,12 +192,10 @@ impl Step<'_> {
         early.extend(devices::of_host(host, self.policy)?);
 
         let mut late = Vec::new();
-        // A user namespace that does not own the network namespace may not mount a `sysfs` for it.
-        let borrowed = host.isolation != Isolation::Root && !namespaces.private_network;
-        let sys = if borrowed { Some(self.host_tree(Path::new("/sys"))?) } else { None };
+        let sys = self.kernel_sources(namespaces)?;
         if let Some(tree) = host.hierarchy.legacy_mount() {
             // Not shown where it cannot be protected.
-            late.extend(self.host_tree(tree).ok().filter(|_| sys.is_none()));
+            late.extend(self.protected_tree(tree).ok().filter(|_| !sys.is_final));
         }
         let workshop = Workshop {
             stage: &host.stage_point(),
@@ -213,15 +218,32 @@ impl Step<'_> {
     }
 
     /// A mount tree of the host as it is (control groups of the old kind, `/sys`), protected, in its own place.
-    fn host_tree(&self, tree: &'static Path) -> Result<LateMount, SandboxError> {
+    fn protected_tree(&self, tree: &'static Path) -> Result<LateMount, SandboxError> {
         let quiet = MountAttributes::NO_SUID.with(MountAttributes::NO_DEVICES).with(MountAttributes::NO_EXEC);
         let attributes = match self.spec.security {
             SecurityMode::Sandbox => quiet.with(MountAttributes::READ_ONLY),
             SecurityMode::Insecure => quiet,
         };
+        Self::host_tree(tree, attributes)
+    }
+
+    fn host_tree(tree: &'static Path, attributes: MountAttributes) -> Result<LateMount, SandboxError> {
         let target = command::c_string(&tree.to_string_lossy(), "a mount target")?;
         let mount = mounts::detached_tree(tree, attributes).map_err(SandboxError::call("share", tree))?;
         Ok(LateMount::Attach { mount, target })
+    }
+
+    /// A user namespace may mount a `proc` or `sysfs` only while it sees all of the host's: these lie below ours. And it
+    /// may not mount a `sysfs` at all for a network namespace that is not its own: then the host's is shown, protected.
+    fn kernel_sources(&self, namespaces: &Namespaces<'_>) -> Result<KernelSources, SandboxError> {
+        if self.host.isolation == Isolation::Root {
+            return Ok(KernelSources { mounts: Vec::new(), is_final: false });
+        }
+        let (proc, sys) = (Path::new("/proc"), Path::new("/sys"));
+        let below = Self::host_tree(proc, MountAttributes::NONE)?;
+        let is_final = !namespaces.private_network;
+        let sys = if is_final { self.protected_tree(sys)? } else { Self::host_tree(sys, MountAttributes::NONE)? };
+        Ok(KernelSources { mounts: vec![below, sys], is_final })
     }
 
     /// `/dev` and all mounts that need no process inside. The thread's root is the container's.
@@ -238,13 +260,15 @@ impl Step<'_> {
     }
 
     /// `/proc`, `/sys`, and what is hidden of them.
-    fn kernel_mounts(&self, sys: Option<LateMount>) -> Vec<LateMount> {
+    fn kernel_mounts(&self, sources: KernelSources) -> Vec<LateMount> {
         let security = self.spec.security;
-        let own_sys = sys.is_none();
-        let mut mounts = vec![LateMount::Call(rootfs::proc_mount())];
-        mounts.push(sys.unwrap_or_else(|| LateMount::Call(rootfs::sys_mount(security))));
-        if own_sys && self.host.hierarchy.is_unified() {
-            mounts.push(LateMount::Call(rootfs::cgroup2_mount(security)));
+        let mut mounts = sources.mounts;
+        mounts.push(LateMount::Call(rootfs::proc_mount()));
+        if !sources.is_final {
+            mounts.push(LateMount::Call(rootfs::sys_mount(security)));
+            if self.host.hierarchy.is_unified() {
+                mounts.push(LateMount::Call(rootfs::cgroup2_mount(security)));
+            }
         }
         if security == SecurityMode::Sandbox {
             mounts.extend(rootfs::restrictions(&self.host.sensitive).into_iter().map(LateMount::Call));

@@ -708,62 +708,6 @@ fn privileged_our_own_program_is_not_executed() {
     }
 }
 
-/// Where the other half of the next test works; only that test sets it.
-const ROOTLESS_DIRECTORY: &str = "RBUILD_TEST_ROOTLESS";
-
-#[test]
-fn privileged_a_user_without_privileges_runs_commands() {
-    let Some(fixture) = Fixture::new() else { return };
-    // Somebody with no privileges and no subordinate ids; a user namespace needs a program with one thread.
-    let directory = fixture.directory.path().join("rootless");
-    make_busybox(&directory.join("base"));
-    let everything = listing(&directory).into_iter().map(|path| directory.join(path)).chain([directory.clone()]);
-    for path in everything {
-        std::os::unix::fs::lchown(path, Some(65_534), Some(65_534)).unwrap();
-    }
-    fs::set_permissions(fixture.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let program = fixture.directory.path().join("test");
-    fs::copy("/proc/self/exe", &program).unwrap();
-    let output = std::os::unix::process::CommandExt::uid(&mut std::process::Command::new(program), 65_534)
-        .args(["--exact", "sandbox::tests::rootless_half", "--test-threads=1", "--nocapture"])
-        .env(ROOTLESS_DIRECTORY, &directory)
-        .current_dir("/")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}");
-    if let Some(line) = text.lines().find(|line| line.contains("skipped:")) {
-        eprintln!("{line}");
-    }
-}
-
-#[test]
-fn rootless_half() {
-    let Some(directory) = std::env::var_os(ROOTLESS_DIRECTORY).map(PathBuf::from) else { return };
-    match enter_user_namespace() {
-        Ok(tier) => assert_eq!(tier, Isolation::SingleId),
-        Err(error) => {
-            eprintln!("skipped: {error}");
-            return;
-        }
-    }
-    let scratch = tempfile::tempdir_in(&directory).unwrap();
-    let sandbox = Sandbox::new(scratch, Arc::new(HostNetwork)).unwrap();
-    let base = directory.join("base");
-    let fixture = Fixture { directory: tempfile::tempdir_in(&directory).unwrap(), sandbox, base };
-    let script = "id -u; echo $$; touch /made /tmp/x; rm /etc/group; (echo x > /etc/hosts) 2>/dev/null || echo ro; \
-                  echo x > /dev/null; head -c 2 /dev/zero | wc -c; ls /t";
-    for network in [NetworkMode::Default, NetworkMode::None] {
-        let mut spec = SandboxSpec { network, ..fixture.shell(script) };
-        spec.mounts = vec![tmpfs("/t/in"), tmpfs("/t")];
-        let outcome = fixture.run(&spec).unwrap();
-        assert_eq!((outcome.output.as_str(), outcome.exit.code), ("0\n1\nro\n2\nin\n", 0));
-        assert_eq!(outcome.upper, ["etc", "etc/group", "made", "tmp", "tmp/x"]);
-    }
-    let status = fixture.sh("grep -E 'CapEff|Seccomp:' /proc/self/status | cut -f2").unwrap();
-    assert_eq!(status.output, "00000000a80425fb\n2\n");
-}
-
 #[test]
 fn privileged_cost_of_a_step() {
     let Some(fixture) = Fixture::new() else { return };
