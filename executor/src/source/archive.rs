@@ -49,12 +49,8 @@ pub fn unpack_context(mut archive: impl Read, scratch: &Path, cancel: &Cancellat
 
 /// `ADD archive /`.
 fn unpack_op() -> FileOp {
-    let selection = CopySelection {
-        source: format!("/{ARCHIVE}"),
-        wildcard: false,
-        excludes: Vec::new(),
-        parents_base: None,
-    };
+    let selection =
+        CopySelection { source: format!("/{ARCHIVE}"), wildcard: false, excludes: Vec::new(), parents_base: None };
     let copy = CopyAction {
         input: Some(1),
         selection,

@@ -5,8 +5,8 @@
 //!
 //! Spec: `spec/engine.md` §4.2, §4.5, §4.6.
 
-mod date;
 pub mod archive;
+mod date;
 pub mod git;
 pub mod http;
 pub mod image;

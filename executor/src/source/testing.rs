@@ -9,13 +9,19 @@ use cache::Store;
 use solver::{Event, Progress, Step};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
 /// An empty store in a directory of its own.
 pub(super) fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     (dir, store)
+}
+
+/// Says why a test has nothing to do here.
+#[expect(clippy::print_stderr, reason = "whoever runs the tests has to see what was left out")]
+pub(super) fn skip(reason: &str) {
+    eprintln!("skipped: {reason}");
 }
 
 /// A step, and what it reports.
@@ -56,7 +62,7 @@ impl Reply {
 pub(super) struct Server {
     pub(super) address: SocketAddr,
     state: Arc<State>,
-    task: JoinHandle<()>,
+    _tasks: JoinSet<()>,
 }
 
 #[derive(Default)]
@@ -73,13 +79,14 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State::default());
         let serving = state.clone();
-        let task = tokio::spawn(async move {
-            let mut connections = tokio::task::JoinSet::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 connections.spawn(serve(stream, serving.clone()));
             }
         });
-        Self { address, state, task }
+        Self { address, state, _tasks: tasks }
     }
 
     pub(super) fn url(&self, path: &str) -> String {
@@ -93,12 +100,6 @@ impl Server {
     /// What has been asked since the last call.
     pub(super) fn seen(&self) -> Vec<String> {
         std::mem::take(&mut self.state.seen.lock().unwrap())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 

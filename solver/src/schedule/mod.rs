@@ -214,15 +214,19 @@ impl<'a> Schedule<'a> {
         self.cancel_open_steps();
         match self.failure.take() {
             Some(failure) => Err(failure),
-            None => targets.iter().map(|&target| self.result_of(target)).collect(),
+            None => {
+                let results = targets.iter().map(|&target| self.result_of(target)).collect::<Option<Vec<_>>>();
+                results.ok_or_else(|| SolveError::of_build(OpError::internal("the build graph has a cycle")))
+            }
         }
     }
 
-    fn result_of(&self, target: Input) -> Result<ResultRef, SolveError> {
-        let Input::Vertex(id) = target else { return Ok(ResultRef::Root(Chain::empty())) };
-        self.made(id)
-            .map(|made| made.result.clone())
-            .ok_or_else(|| SolveError::of_build(OpError::internal("the build graph has a cycle")))
+    /// `None` for a vertex that never became ready.
+    fn result_of(&self, target: Input) -> Option<ResultRef> {
+        match target {
+            Input::Scratch => Some(ResultRef::Root(Chain::empty())),
+            Input::Vertex(id) => self.made(id).map(|made| made.result.clone()),
+        }
     }
 
     fn is_ready(&self, id: VertexId) -> bool {

@@ -161,7 +161,8 @@ async fn perform_locked(shared: &Shared, performance: Performance) -> Result<(La
         }
     };
 
-    let permit = shared.unless_cancelled(async { Ok(shared.permits.clone().acquire_owned().await) }).await?;
+    let permit = shared.cancel.run_until_cancelled(shared.permits.clone().acquire_owned()).await;
+    let permit = permit.ok_or_else(OpError::cancelled)?;
     let began = Instant::now();
     let (key, cancel) = (lookup.key, shared.cancel.clone());
     let work = Work { op, key, inputs, needs_tree, ignore_cache, step: step.clone(), cancel };
@@ -209,7 +210,8 @@ async fn claim_key(shared: &Shared, claim: Claim, step: &Step) -> Result<Claimed
             step.status(WAITING, 0, 0, false);
             has_waited = true;
         }
-        shared.unless_cancelled(async { Ok(tokio::time::sleep(pause).await) }).await?;
+        let nap = tokio::time::sleep(pause);
+        shared.cancel.run_until_cancelled(nap).await.ok_or_else(OpError::cancelled)?;
         pause = (pause * 2).min(LOCK_PAUSE.1);
     }
 }

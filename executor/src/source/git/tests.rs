@@ -4,7 +4,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
 
-use crate::source::testing::{silent, store};
+use crate::source::testing::{silent, skip, store};
 
 use super::*;
 
@@ -16,7 +16,7 @@ impl Remote {
     /// Two commits on `main` (the first tagged `v1`, the second with an annotated tag `v2`) and a branch `side`.
     fn new() -> Option<Self> {
         if Command::new("git").arg("--version").output().is_err() {
-            eprintln!("skipped: there is no git program");
+            skip("there is no git program");
             return None;
         }
         let remote = Self { dir: tempfile::tempdir().unwrap() };
@@ -84,7 +84,7 @@ impl Remote {
 fn source(store: &Store) -> GitSource {
     let options = GitOptions {
         program: "git".into(),
-        search_path: std::env::var("PATH").unwrap(),
+        search_path: "/usr/local/bin:/usr/bin:/bin".to_owned(),
         proxy_env: Vec::new(),
         ssh_auth_sock: None,
         known_hosts: None,
@@ -250,19 +250,24 @@ struct Daemon(std::process::Child, u16);
 impl Daemon {
     fn start(base: &Path) -> Option<Self> {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let child = Command::new("git")
-            .args(["daemon", "--export-all", "--reuseaddr", "--listen=127.0.0.1"])
-            .args([format!("--port={port}"), format!("--base-path={}", base.display())])
-            .stderr(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
+        // Not through `git`, which would leave the daemon behind when it is killed.
+        let helpers = Command::new("git").arg("--exec-path").output().unwrap().stdout;
+        let program = Path::new(std::str::from_utf8(&helpers).unwrap().trim()).join("git-daemon");
+        let mut command = Command::new(&program);
+        command.args(["--export-all", "--reuseaddr", "--listen=127.0.0.1"]);
+        command.args([format!("--port={port}"), format!("--base-path={}", base.display())]);
+        let child = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn();
+        let Ok(child) = child else {
+            skip(&format!("there is no `{}`", program.display()));
+            return None;
+        };
         let mut daemon = Self(child, port);
         loop {
             if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
                 return Some(daemon);
             }
             if daemon.0.try_wait().unwrap().is_some() {
-                eprintln!("skipped: there is no git daemon");
+                skip("the git daemon does not start");
                 return None;
             }
             std::thread::yield_now();

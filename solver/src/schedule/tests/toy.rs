@@ -275,7 +275,9 @@ impl Executor for Toy {
                 work.cancel.cancelled().await;
                 return Err(OpError::cancelled());
             }
-            "meet" => drop(self.meeting.wait().await),
+            "meet" => {
+                self.meeting.wait().await;
+            }
             _ => tokio::task::yield_now().await,
         }
         self.commit(compute(&args, &inputs))
