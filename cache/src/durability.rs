@@ -149,10 +149,12 @@ pub(crate) fn forget_what_a_power_cut_took(index: &Index) -> Result<()> {
     })
 }
 
-/// Deletes the layers that cannot be had in any form, and with them their records.
+/// Deletes the layers built here that have lost all their forms, and with them their records.
+///
+/// A layer of an image may have no form yet: it is known by its diff ID before anything is pulled.
 pub(crate) fn drop_formless_layers(tx: &Connection) -> rusqlite::Result<usize> {
     tx.execute(
-        "DELETE FROM layer WHERE has_tree = 0 AND NOT EXISTS (
+        "DELETE FROM layer WHERE id >= 'x-' AND id < 'x.' AND has_tree = 0 AND NOT EXISTS (
              SELECT 1 FROM layer AS twin WHERE twin.diff_id = layer.diff_id AND twin.has_tree
              UNION ALL SELECT 1 FROM blob WHERE blob.digest = layer.diff_id
              UNION ALL SELECT 1 FROM variant JOIN blob USING (digest) WHERE variant.diff_id = layer.diff_id

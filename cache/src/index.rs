@@ -19,9 +19,13 @@ use crate::{locks, rebuild, schema};
 /// Writers hold the database for milliseconds; one that takes longer than this is stuck for another reason.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 /// The write-ahead log is read by the first process that opens the store, so it must not grow without bound.
-const LOG_LIMIT_BYTES: u64 = 2 << 20;
-/// A page of the database and its header in the log.
-const FRAME_BYTES: u64 = 4096 + 24;
+const LOG_LIMIT_BYTES: u64 = 1 << 20;
+/// A log that once grew to this is cut, slow as that may be.
+const LOG_MAX_BYTES: u64 = 32 << 20;
+/// A step changes a dozen places in the database; every place costs one page in the log.
+const PAGE_BYTES: u64 = 1024;
+/// What precedes each page in the log.
+const FRAME_HEADER_BYTES: u64 = 24;
 /// File systems whose locks or shared memory cannot be trusted between machines: no write-ahead log there.
 const NETWORK_FILE_SYSTEMS: [u64; 10] = [
     0x6969,      // NFS
@@ -116,9 +120,13 @@ impl Index {
     pub(crate) fn tidy(&self) {
         let open = self.lock();
         let log = generation_path(&self.layout, open.generation).with_extension("sqlite-wal");
-        let is_long = std::fs::metadata(&log).is_ok_and(|metadata| metadata.len() > LOG_LIMIT_BYTES);
-        if is_long && log_frames(&open.conn) * FRAME_BYTES > LOG_LIMIT_BYTES {
-            checkpoint(&open.conn);
+        let len_bytes = std::fs::metadata(&log).map_or(0, |metadata| metadata.len());
+        if len_bytes > LOG_MAX_BYTES {
+            checkpoint(&open.conn, "TRUNCATE");
+        } else if len_bytes > LOG_LIMIT_BYTES
+            && log_frames(&open.conn) * (PAGE_BYTES + FRAME_HEADER_BYTES) > LOG_LIMIT_BYTES
+        {
+            checkpoint(&open.conn, "RESTART");
         }
     }
 
@@ -175,14 +183,16 @@ fn log_frames(conn: &Connection) -> u64 {
 
 /// Moves the log's content into the database and starts the log anew, without waiting for other processes.
 ///
-/// The log is not truncated: freeing its blocks is slow where they are discarded at once.
-fn checkpoint(conn: &Connection) {
+/// `RESTART` leaves the file as long as it is: freeing its blocks is slow where they are discarded at once.
+fn checkpoint(conn: &Connection, mode: &str) {
     let _ = conn.busy_timeout(Duration::ZERO);
-    let restarted: rusqlite::Result<i64> = conn.query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| row.get(0));
+    let pragma = format!("PRAGMA wal_checkpoint({mode})");
+    let restarted: rusqlite::Result<i64> = conn.query_row(&pragma, [], |row| row.get(0));
     let _ = conn.busy_timeout(BUSY_TIMEOUT);
     if restarted == Ok(0) {
-        // The first write to a new log is followed by an fsync. Better here than in somebody's hot path.
-        let _ = conn.execute("UPDATE meta SET value = value WHERE name = 'dirty'", []);
+        // The first write to a new log is followed by an fsync. Better here than in somebody's hot path. It has to
+        // change something, or nothing is written.
+        let _ = conn.execute("UPDATE meta SET value = value + 1 WHERE name = 'log'", []);
     }
 }
 
@@ -234,6 +244,7 @@ fn supersede(layout: &Layout, boot: &BootId, on_network: bool, bad: u64) -> Resu
 
 fn build(layout: &Layout, boot: &BootId, on_network: bool, path: &Path, replaces: bool) -> Result<(), Fault> {
     let mut conn = Connection::open(path)?;
+    conn.pragma_update(None, "page_size", PAGE_BYTES.cast_signed())?;
     conn.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")?;
     let tx = conn.transaction()?;
     schema::migrate(&tx)?;

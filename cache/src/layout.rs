@@ -24,7 +24,7 @@ pub enum Bucket {
     Mounts,
     /// `contexts-v1/<digest of the root's identity>.idx`: what the files of one local context contained last time.
     Contexts,
-    /// `locks-v1/<digest of the name>`: files that are flocked while something is worked on; removed on release.
+    /// `locks-v1/<digest of the name>`: empty files that are flocked while something is worked on.
     Locks,
     /// `tmp-v1/<session>-…` and `tmp-v1/<session>.lock`: drafts, scratch and trash of one running process. The lock
     /// file is flocked as long as the process lives; without that, the rest is garbage.

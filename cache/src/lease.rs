@@ -71,12 +71,11 @@ impl Drop for Lease {
         let ended = {
             let mut leases = lock(&inner.leases);
             leases.n_held -= 1;
-            let had_notes = leases.n_held == 0 && !std::mem::take(&mut leases.noted).is_empty();
-            had_notes.then_some(leases.period)
+            (leases.n_held == 0).then(|| (leases.period, std::mem::take(&mut leases.noted)))
         };
-        if let Some(period) = ended
+        if let Some((period, noted)) = ended
             && let Some(session) = inner.session_name()
-            && let Err(error) = inner.forget_period(&session, period)
+            && let Err(error) = inner.forget_period(&session, period, &noted)
         {
             // The notes die with the session in any case.
             tracing::debug!(%error, "cannot give up the leases");
@@ -148,9 +147,16 @@ impl Inner {
         })
     }
 
-    fn forget_period(&self, session: &str, period: u64) -> Result<()> {
+    fn forget_period(&self, session: &str, period: u64, noted: &HashSet<(Kind, i64)>) -> Result<()> {
+        if noted.is_empty() {
+            return Ok(());
+        }
+        let holder = holder(session, period);
         self.index.write("give up leases", |tx| {
-            tx.prepare_cached("DELETE FROM lease WHERE holder = ?1")?.execute([holder(session, period)])?;
+            let mut delete = tx.prepare_cached("DELETE FROM lease WHERE kind = ?1 AND item = ?2 AND holder = ?3")?;
+            for (kind, n) in noted {
+                delete.execute((kind.code(), n, &holder))?;
+            }
             Ok(())
         })
     }

@@ -1,7 +1,9 @@
-//! Locks between processes and threads: flocked files that exist only while somebody holds or wants them.
+//! Locks between processes and threads: flocked empty files.
 //!
 //! The kernel frees a lock with the last descriptor, so a killed process leaves nothing stale. Every acquisition opens
-//! its own descriptor, so threads of one process exclude each other exactly like processes do.
+//! its own descriptor, so threads of one process exclude each other exactly like processes do. The files stay when a
+//! lock is released, because making and removing one for every step costs more than locking it; pruning removes those
+//! that nobody holds.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::MetadataExt;
@@ -23,9 +25,8 @@ const POLL: Duration = Duration::from_millis(100);
 /// Freed when dropped, and by the kernel when the process dies.
 #[derive(Debug)]
 pub struct StoreLock {
-    file: File,
-    /// What to unlink on release; `None` for a lock file that stays.
-    unlink: Option<PathBuf>,
+    /// Closing it frees the lock.
+    _file: File,
 }
 
 impl Store {
@@ -38,8 +39,7 @@ impl Store {
 
     /// Takes the lock `name` if it is free.
     pub fn try_lock(&self, name: &str) -> Result<Option<StoreLock>> {
-        let path = lock_path(&self.inner.layout, name);
-        acquire(&path, FlockOperation::NonBlockingLockExclusive, Some(&path))
+        try_lock_file(&lock_path(&self.inner.layout, name), FlockOperation::NonBlockingLockExclusive)
     }
 
     /// Takes the lock `name`, waiting until it is free or `cancelled` says true (asked at least ten times a second);
@@ -71,23 +71,30 @@ pub(crate) fn poll_until<T>(
 pub(crate) fn lock(layout: &Layout, name: &str) -> Result<StoreLock> {
     let path = lock_path(layout, name);
     loop {
-        if let Some(lock) = acquire(&path, FlockOperation::LockExclusive, Some(&path))? {
+        if let Some(lock) = try_lock_file(&path, FlockOperation::LockExclusive)? {
             return Ok(lock);
         }
     }
-}
-
-/// Takes a lock on the file at `path`, which is made when missing and stays: shared or exclusive, never waiting.
-pub(crate) fn try_lock_file(path: &Path, operation: FlockOperation) -> Result<Option<StoreLock>> {
-    acquire(path, operation, None)
 }
 
 fn lock_path(layout: &Layout, name: &str) -> PathBuf {
     layout.bucket(Bucket::Locks).join(name_digest(name))
 }
 
-/// One acquisition; `None` when somebody else has the lock and `operation` does not wait.
-fn acquire(path: &Path, operation: FlockOperation, unlink: Option<&Path>) -> Result<Option<StoreLock>> {
+/// Removes the files of locks that nobody holds.
+pub(crate) fn sweep(layout: &Layout) {
+    for entry in std::fs::read_dir(layout.bucket(Bucket::Locks)).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if let Ok(Some(_lock)) = try_lock_file(&path, FlockOperation::NonBlockingLockExclusive) {
+            // While locked: a waiter that gets this file next sees that the path has gone and starts over.
+            let _ = std::fs::remove_file(&path);
+        }
+    }
+}
+
+/// Locks the file at `path`, which is made when missing. `None` when somebody else has the lock and `operation` does
+/// not wait.
+pub(crate) fn try_lock_file(path: &Path, operation: FlockOperation) -> Result<Option<StoreLock>> {
     loop {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let file = file.during("create", path)?;
@@ -97,9 +104,9 @@ fn acquire(path: &Path, operation: FlockOperation, unlink: Option<&Path>) -> Res
             Err(Errno::WOULDBLOCK) => return Ok(None),
             Err(error) => return Err(error).during("lock", path),
         }
-        // The last holder may have unlinked the file between our open and our lock: then it protects nothing.
+        // The file may have been removed between our open and our lock: then it protects nothing.
         if is_at(&file, path) {
-            return Ok(Some(StoreLock { file, unlink: unlink.map(Path::to_owned) }));
+            return Ok(Some(StoreLock { _file: file }));
         }
     }
 }
@@ -112,20 +119,11 @@ pub(crate) fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-impl Drop for StoreLock {
-    fn drop(&mut self) {
-        if let Some(path) = &self.unlink {
-            // While still locked: a waiter that gets this file next sees that the path has gone and starts over.
-            let _ = std::fs::remove_file(path);
-        }
-        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use super::*;
     use crate::testing::store;
 
     #[test]
@@ -149,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_released_lock_leaves_no_file() {
+    fn a_lock_excludes_until_it_is_dropped() {
         let (_dir, store) = store();
         let lock = store.lock("key").unwrap();
         assert!(store.try_lock("key").unwrap().is_none());
@@ -157,6 +155,37 @@ mod tests {
         assert!(store.lock_unless("key", &|| true).unwrap().is_none());
         drop(lock);
         assert!(store.try_lock("key").unwrap().is_some());
-        assert_eq!(std::fs::read_dir(store.root().join("locks-v1")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn only_files_that_nobody_holds_are_swept() {
+        let (_dir, store) = store();
+        let _held = store.lock("held").unwrap();
+        drop(store.lock("free").unwrap());
+        sweep(&store.inner.layout);
+        let left = std::fs::read_dir(store.inner.layout.bucket(Bucket::Locks)).unwrap();
+        let left: Vec<_> = left.map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(left, [lock_path(&store.inner.layout, "held")]);
+        assert!(store.try_lock("held").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_sweep_at_the_same_time_breaks_no_lock() {
+        let (_dir, store) = store();
+        let inside = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let _lock = store.lock("key").unwrap();
+                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                        assert_eq!(inside.fetch_sub(1, Ordering::SeqCst), 1);
+                    }
+                });
+            }
+            for _ in 0..200 {
+                sweep(&store.inner.layout);
+            }
+        });
     }
 }

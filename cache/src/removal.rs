@@ -10,12 +10,12 @@ use crate::error::{Fault, Result};
 use crate::id::LayerId;
 use crate::images::{self, Kept};
 use crate::lease::{Kind, session_of};
-use crate::locks::StoreLock;
+use crate::locks::{self, StoreLock};
 use crate::mounts::Slot;
 use crate::scratch::remove_tree;
 use crate::store::Inner;
 use crate::survey::{Target, Unit};
-use crate::{durability, session};
+use crate::{blobs, durability, session};
 
 /// So many units go before whoever waits to name an image has a turn.
 const UNITS_PER_TURN: usize = 32;
@@ -62,6 +62,8 @@ impl<'a> Remover<'a> {
             return Ok(());
         }
         let inner = self.inner;
+        drop(self.images);
+        locks::sweep(&inner.layout);
         // The long look happens outside the transaction, which would keep builds waiting.
         let strangers = inner.index.read("look for strays", |conn| Ok(durability::strangers(conn, &inner.layout)?))?;
         inner.index.write("tidy up", |tx| {
@@ -105,15 +107,16 @@ impl<'a> Remover<'a> {
         }
         let trash = inner.trash_path()?;
         let removed = inner.index.write("remove a layer", |tx| {
-            let diff_id: Option<Option<[u8; 32]>> =
-                tx.query_row("SELECT diff_id FROM layer WHERE n = ?1", [n], |row| row.get(0)).optional()?;
+            let diff_id: Option<Option<[u8; 32]>> = tx
+                .query_row("SELECT diff_id FROM layer WHERE n = ?1 AND id = ?2", (n, id.as_str()), |row| row.get(0))
+                .optional()?;
             let Some(diff_id) = diff_id else { return Ok(false) };
             let diff_id = diff_id.map(Digest::from_sha256);
             let is_kept =
                 diff_id.clone().is_some_and(|digest| kept.diff_ids.contains(&oci::DiffId::of_uncompressed(digest)));
             let mut is_used = is_kept || is_in_use(inner, tx, Kind::Layer, n, used_at)?;
-            for &(blob, _) in blobs {
-                is_used = is_used || is_in_use(inner, tx, Kind::Blob, blob, used_at)?;
+            for (blob, digest) in blobs {
+                is_used = is_used || !is_blob(tx, *blob, digest)? || is_in_use(inner, tx, Kind::Blob, *blob, used_at)?;
             }
             if is_used {
                 return Ok(false);
@@ -138,7 +141,7 @@ impl<'a> Remover<'a> {
             return Ok(false);
         }
         inner.index.write("remove a blob", |tx| {
-            if is_in_use(inner, tx, Kind::Blob, n, used_at)? {
+            if !is_blob(tx, n, digest)? || is_in_use(inner, tx, Kind::Blob, n, used_at)? {
                 return Ok(false);
             }
             forget_blob(inner, tx, n, digest)?;
@@ -188,6 +191,11 @@ fn has_layers(tx: &Transaction, diff_id: Option<&Digest>) -> rusqlite::Result<bo
         Some(diff_id) => tx.prepare_cached("SELECT 1 FROM layer WHERE diff_id = ?1")?.exists([diff_id.as_bytes()]),
         None => Ok(false),
     }
+}
+
+/// Whether the number still stands for that blob: numbers come back.
+fn is_blob(tx: &Transaction, n: i64, digest: &Digest) -> rusqlite::Result<bool> {
+    Ok(blobs::find_row(tx, digest)?.is_some_and(|row| row.n == n))
 }
 
 fn forget_blob(inner: &Inner, tx: &Transaction, n: i64, digest: &Digest) -> Result<(), Fault> {

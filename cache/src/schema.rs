@@ -13,10 +13,10 @@ use crate::durability::BootId;
 pub(crate) const MIGRATIONS: [&str; 2] = ["
 CREATE TABLE meta(name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 
--- `id` is the public name; `n` never comes back after a deletion, because leases refer to it.
+-- `id` is the public name; `n` may come back after a deletion, so whoever deletes by `n` also compares the name.
 -- `tree_bytes` is what the tree occupies on disk, NULL until somebody asked.
 CREATE TABLE layer(
-    n INTEGER PRIMARY KEY AUTOINCREMENT,
+    n INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
     content BLOB NOT NULL,
     diff_id BLOB,
@@ -29,7 +29,8 @@ CREATE TABLE layer(
     uses INTEGER NOT NULL DEFAULT 0,
     parents TEXT NOT NULL DEFAULT ''
 );
-CREATE INDEX layer_by_diff_id ON layer(diff_id) WHERE diff_id IS NOT NULL;
+-- Not a partial index: with one, SQLite would compile each query anew whenever a value is bound.
+CREATE INDEX layer_by_diff_id ON layer(diff_id);
 
 -- `n` grows with time: the newest record of a slot is the one with the highest.
 CREATE TABLE record(
@@ -52,7 +53,7 @@ CREATE TABLE ingredients(
 
 -- `verified` is 0 for a file that was found rather than written, until its bytes have been hashed.
 CREATE TABLE blob(
-    n INTEGER PRIMARY KEY AUTOINCREMENT,
+    n INTEGER PRIMARY KEY,
     digest BLOB NOT NULL UNIQUE,
     size_bytes INTEGER NOT NULL,
     disk_bytes INTEGER NOT NULL,
@@ -147,6 +148,7 @@ pub(crate) fn seed(conn: &Connection, boot: &BootId, epoch: i64, rebuilt_at: i64
     insert.execute(("boot", boot.as_str()))?;
     insert.execute(("epoch", epoch))?;
     insert.execute(("dirty", 0))?;
+    insert.execute(("log", 0))?;
     insert.execute(("rebuilt_at", rebuilt_at))?;
     Ok(())
 }
