@@ -165,3 +165,68 @@ impl PathNames {
         Ok(name.into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::mount::MountPropagationFlags;
+    use rustix::thread::UnshareFlags;
+
+    use super::*;
+
+    #[test]
+    fn paths_that_overlayfs_would_misread_become_descriptors() {
+        let root = tempfile::tempdir().unwrap();
+        let mut names = PathNames::default();
+        for name in ["a:b", "a\\b", "a,b"] {
+            let path = root.path().join(name);
+            std::fs::create_dir(&path).unwrap();
+            assert!(names.plain(&path).unwrap().starts_with("/proc/self/fd"), "{name}");
+        }
+        assert_eq!(names.plain(root.path()).unwrap(), root.path());
+        assert_eq!(names.plain(&root.path().join("missing:")), Err(Errno::NOENT));
+    }
+
+    /// Both ways to mount, with more layers than a plain option string could name, on a thread with its own mounts.
+    #[test]
+    fn privileged_old_and_new_kernels_mount_120_layers() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let root = tempfile::tempdir().unwrap();
+        let make = |name: &str| {
+            let path = root.path().join(name);
+            std::fs::create_dir(&path).unwrap();
+            path
+        };
+        let layers: Vec<PathBuf> = (0..120).map(|index| make(&format!("layer-with-a-long-name-{index}"))).collect();
+        for (index, layer) in layers.iter().enumerate() {
+            std::fs::write(layer.join(format!("f{index}")), "").unwrap();
+            std::fs::write(layer.join("same"), index.to_string()).unwrap();
+        }
+        for way in ["new", "classic"] {
+            let (upper, work, target) =
+                (make(&format!("upper-{way}")), make(&format!("work-{way}")), make(&format!("target-{way}")));
+            let lower = layers.clone();
+            let names = std::thread::spawn(move || {
+                let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+                if crate::sys::namespace::unshare(UnshareFlags::NEWNS).is_err()
+                    || rustix::mount::mount_change("/", private).is_err()
+                {
+                    return None;
+                }
+                let lower = lower.iter().map(PathBuf::as_path).collect();
+                let overlay = Overlay { lower, upper: Some((&upper, &work)), user_xattrs: false, devices: true };
+                let mounted = if way == "new" { overlay.mount_new(&target) } else { overlay.mount_classic(&target) };
+                mounted.unwrap();
+                std::fs::write(target.join("made"), "").unwrap();
+                let entries = std::fs::read_dir(&target).unwrap().count();
+                assert!(upper.join("made").exists());
+                Some((entries, std::fs::read_to_string(target.join("same")).unwrap()))
+            })
+            .join()
+            .unwrap();
+            // Nothing to see where mounting is not allowed.
+            assert!(names.is_none_or(|names| names == (122, "119".to_owned())), "{way}");
+        }
+    }
+}
