@@ -5,7 +5,7 @@
 use std::sync::Mutex;
 
 use libdeflater::{CompressionLvl, Compressor as Deflater};
-use zstd::zstd_safe::{CParameter, get_frame_content_size};
+use zstd::zstd_safe::{CParameter, compress_bound, get_frame_content_size};
 
 /// How the pieces of a blob are compressed. The level is part of the identity of the result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -51,7 +51,13 @@ pub(crate) struct Compressors {
     idle: Mutex<Vec<Context>>,
 }
 
-enum Context {
+/// A compressor and the room for its worst case, which would otherwise be made and cleared for every piece.
+struct Context {
+    library: Library,
+    scratch: Vec<u8>,
+}
+
+enum Library {
     Gzip(Deflater),
     Zstd(zstd::bulk::Compressor<'static>),
 }
@@ -107,35 +113,37 @@ impl Compressors {
 
 impl Context {
     fn new(codec: PieceCodec) -> Result<Self, CodecError> {
-        match codec {
+        let library = match codec {
             PieceCodec::Gzip { level } => {
                 let valid = CompressionLvl::new(level.into());
                 let level = valid.map_err(|_| CodecError::Level { codec: "gzip", level, expected: "0 to 12" })?;
-                Ok(Self::Gzip(Deflater::new(level)))
+                Library::Gzip(Deflater::new(level))
             }
             PieceCodec::Zstd { level } => {
                 let mut context = zstd::bulk::Compressor::new(level.into()).map_err(zstd_error)?;
                 context.set_parameter(CParameter::ChecksumFlag(true)).map_err(zstd_error)?;
-                Ok(Self::Zstd(context))
+                Library::Zstd(context)
             }
-        }
+        };
+        Ok(Self { library, scratch: Vec::new() })
     }
 
+    /// Compresses a piece into a buffer of exactly its length: pieces wait for their turn, slack must not wait with them.
     fn compress(&mut self, raw: &[u8]) -> Result<Vec<u8>, CodecError> {
-        let mut compressed = match self {
-            Self::Gzip(deflater) => {
-                let mut out = vec![0; deflater.gzip_compress_bound(raw.len())];
-                let n_written = deflater
-                    .gzip_compress(raw, &mut out)
-                    .map_err(|error| CodecError::Library { codec: "gzip", reason: error.to_string() })?;
-                out.truncate(n_written);
-                out
-            }
-            Self::Zstd(context) => context.compress(raw).map_err(zstd_error)?,
+        let bound = match &mut self.library {
+            Library::Gzip(deflater) => deflater.gzip_compress_bound(raw.len()),
+            Library::Zstd(_) => compress_bound(raw.len()),
         };
-        // Pieces wait for their turn in order; the slack of the worst case must not wait with them.
-        compressed.shrink_to_fit();
-        Ok(compressed)
+        if self.scratch.len() < bound {
+            self.scratch.resize(bound, 0);
+        }
+        let n_written = match &mut self.library {
+            Library::Gzip(deflater) => deflater
+                .gzip_compress(raw, &mut self.scratch)
+                .map_err(|error| CodecError::Library { codec: "gzip", reason: error.to_string() })?,
+            Library::Zstd(context) => context.compress_to_buffer(raw, &mut self.scratch[..]).map_err(zstd_error)?,
+        };
+        Ok(self.scratch[..n_written].to_vec())
     }
 }
 

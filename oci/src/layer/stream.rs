@@ -19,8 +19,8 @@ use crate::digest::{DiffId, Digest, Sha256};
 
 /// Raw bytes that may wait for compression or for their turn, for each worker of the pool.
 ///
-/// Each of them may have a compressed twin of nearly its size, so two workers hold at most about 36 MiB.
-const IN_FLIGHT_BYTES_PER_THREAD: usize = 8 * 1024 * 1024;
+/// Each of them may have a compressed twin of nearly its size, so two workers hold at most about 28 MiB.
+const IN_FLIGHT_BYTES_PER_THREAD: usize = 6 * 1024 * 1024;
 /// Pieces that may wait for the plain sink; most of them are in flight for compression as well.
 const PLAIN_QUEUE_PIECES: usize = 2;
 /// Without codecs nobody needs pieces: the plain sink gets steps of this size.

@@ -334,8 +334,7 @@ fn flate2_like(raw: &[u8]) -> Vec<u8> {
     let mut stream = LayerStream::new(options).expect("a valid level");
     stream.push(raw).expect("in memory");
     stream.finish().expect("in memory");
-    let bytes = buffer.0.lock().expect("not poisoned").clone();
-    bytes
+    buffer.0.lock().expect("not poisoned").clone()
 }
 
 #[test]
