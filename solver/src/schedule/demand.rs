@@ -8,8 +8,8 @@ use crate::op::Op;
 pub(super) struct Demand {
     /// A target depends on it. The other fields are false where this one is.
     pub(super) needed: bool,
-    /// A later step looks into its layer: runs on it, copies or mounts from it. (A file operation on top of it asks
-    /// path questions only, which the executor can answer in its own way.)
+    /// A later step looks into its layer: runs on it, copies or mounts from it, or writes files on top of it (which
+    /// asks where paths lead; a tar that has to be unpacked for that had better been a tree at once).
     pub(super) tree: bool,
     /// Its layer is one of a target's.
     pub(super) exported: bool,
@@ -66,13 +66,10 @@ fn below(graph: &Graph, id: VertexId) -> Vec<VertexId> {
     }
 }
 
-/// The vertices whose results `id` looks into: all inputs of a RUN, the sources of a file operation.
+/// The vertices whose results `id` looks into: all inputs of what runs or writes files.
 fn looks_into(graph: &Graph, id: VertexId) -> Vec<VertexId> {
-    let vertex = graph.vertex(id);
-    let inputs = match *vertex.op {
-        Op::Run(_) => &vertex.inputs[..],
-        Op::File(_) => vertex.inputs.get(1..).unwrap_or_default(),
-        Op::Merge | Op::Image(_) | Op::Local(_) | Op::Http(_) | Op::Git(_) => &[],
-    };
-    inputs.iter().copied().filter_map(vertex_of).collect()
+    match *graph.vertex(id).op {
+        Op::Run(_) | Op::File(_) => inputs(graph, id).collect(),
+        Op::Merge | Op::Image(_) | Op::Local(_) | Op::Http(_) | Op::Git(_) => Vec::new(),
+    }
 }

@@ -359,11 +359,12 @@ async fn trees_are_asked_for_where_somebody_looks() {
     let merged = plain(&mut graph, "merge", Op::Merge, &[below_run, upper]);
     let top = run(&mut graph, "make top", merged, &[(mounted, "/")]);
     let target = copy(&mut graph, "COPY", top, copied, "/x");
-    bench.solve(&graph, &[target]).await;
-    for tag in ["below-run", "mounted", "copied", "copied-base", "upper"] {
+    let exported = run(&mut graph, "make exported", Input::Scratch, &[]);
+    bench.solve(&graph, &[target, exported]).await;
+    for tag in ["below-run", "mounted", "copied", "copied-base", "upper", "top"] {
         assert!(bench.toy.needed_tree(&format!("make {tag}")), "{tag}");
     }
-    for args in ["make top", "make file"] {
+    for args in ["make file", "make exported"] {
         assert!(!bench.toy.needed_tree(args), "{args}");
     }
 }
