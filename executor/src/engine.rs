@@ -166,7 +166,7 @@ impl Engine {
         let Some(ResultRef::Root(root)) = work.inputs.first() else {
             return Err(OpError::internal("a command has no root"));
         };
-        let root = self.trees(root, &work.step).await?;
+        let root = mountable(self.trees(root, &work.step).await?);
         let mut inputs = Vec::with_capacity(work.inputs.len());
         // Input 0 is the root itself; its place is kept so that the indices of mounts stay true.
         inputs.push(InputTree { identity: String::new(), source: InputSource::Layers(Vec::new()) });
@@ -199,7 +199,7 @@ impl Engine {
         match input {
             ResultRef::Root(chain) => {
                 let identity = chain.layers().iter().map(|layer| format!("{:?}", layer.content)).collect();
-                Ok(InputTree { identity, source: InputSource::Layers(self.trees(chain, step).await?) })
+                Ok(InputTree { identity, source: InputSource::Layers(mountable(self.trees(chain, step).await?)) })
             }
             ResultRef::Context(name) => {
                 let identity = format!("context {name}");
@@ -312,6 +312,15 @@ impl Resolver for Engine {
     }
 }
 
+/// The trees that a mount of `trees` (base first) needs: overlayfs refuses a directory that is given twice. Of a layer that
+/// occurs twice only the upper one can be seen: it covers everything that the lower one has.
+pub fn mountable(trees: Vec<PathBuf>) -> Vec<PathBuf> {
+    let mut seen = std::collections::HashSet::new();
+    let mut distinct: Vec<PathBuf> = trees.into_iter().rev().filter(|tree| seen.insert(tree.clone())).collect();
+    distinct.reverse();
+    distinct
+}
+
 /// What the store knows of a layer that a result names.
 ///
 /// # Errors
@@ -328,5 +337,17 @@ pub(crate) async fn blocking<T: Send + 'static>(
         Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(_) => Err(OpError::cancelled()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_layer_that_occurs_twice_the_upper_one_is_mounted() {
+        let trees = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
+        assert_eq!(mountable(trees(&["a", "b", "a", "c"])), trees(&["b", "a", "c"]));
+        assert_eq!(mountable(Vec::new()), trees(&[]));
     }
 }

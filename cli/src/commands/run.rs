@@ -57,7 +57,7 @@ async fn trees(store: &Store, image: &Image) -> Result<Vec<std::path::PathBuf>, 
     let client = Client::new(wire::client_options());
     let images = ImageSource::new(store.clone(), client, PullPolicy::Missing, wire::unpack_options());
     let step = Progress::silent().start("");
-    Ok(images.ensure_trees(&chain, &step, &CancellationToken::new()).await?)
+    Ok(executor::engine::mountable(images.ensure_trees(&chain, &step, &CancellationToken::new()).await?))
 }
 
 /// Everything but the directories. ENTRYPOINT, CMD, ENV, USER and WORKDIR are the image's unless flags say otherwise.
