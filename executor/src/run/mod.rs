@@ -10,7 +10,7 @@ mod secret;
 mod seed;
 mod ssh;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use solver::{NetworkMode, OpError, RunOp, Step, Stream};
@@ -23,6 +23,10 @@ use crate::context::LocalContext;
 use crate::sandbox::{DEFAULT_PATH, Exit, Resources, Sandbox, SandboxSpec, Stdio};
 use cache_mount::Resets;
 use mounts::Mounts;
+
+/// What may be wrong when a command fails on a full disk.
+const DISK_IS_FULL: &str =
+    "the disk with the store is full: free space with `rbuild prune`, or use --store DIR on another";
 
 /// What a build gives to all its steps.
 #[derive(Clone, Default)]
@@ -103,7 +107,9 @@ impl Runner {
         let step = request.step.clone();
         let mut log = move |stream: Stream, bytes: &[u8]| step.log(stream, bytes.to_vec());
         let exit = self.sandbox.run(spec, &mut log, request.cancel).await;
-        outcome::judge(request.op, exit.map(|exit| warn(request.step, exit)))
+        let outcome = outcome::judge(request.op, exit.map(|exit| warn(request.step, exit)));
+        // Programs have many words for a full disk, or none.
+        outcome.map_err(|error| if is_full(&request.upper) { error.help(DISK_IS_FULL) } else { error })
     }
 
     /// Runs a command for a person, with our terminal or streams, and says how it ended: `rbuild run`.
@@ -161,6 +167,12 @@ impl Runner {
         };
         Ok((spec, mounts))
     }
+}
+
+/// Whether next to nothing more can be written there.
+fn is_full(path: &Path) -> bool {
+    const NEXT_TO_NOTHING: u64 = 1 << 20;
+    rustix::fs::statvfs(path).is_ok_and(|disk| disk.f_bavail * disk.f_frsize < NEXT_TO_NOTHING)
 }
 
 fn warn(step: &Step, exit: Exit) -> Exit {

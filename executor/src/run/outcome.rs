@@ -3,6 +3,7 @@
 use solver::{OpError, RunOp};
 
 use crate::sandbox::{Exit, NotStarted, SandboxError};
+use crate::view::passwd::AccountsError;
 
 /// Success, or why not.
 pub(super) fn judge(op: &RunOp, exit: Result<Exit, SandboxError>) -> Result<(), OpError> {
@@ -16,7 +17,10 @@ pub(super) fn judge(op: &RunOp, exit: Result<Exit, SandboxError>) -> Result<(), 
     };
     let mut error = OpError::input(failed(op, &reason));
     error.exit_code = Some(exit.code);
-    error.help.extend(exit.not_started.and_then(|reason| advice(op, reason)));
+    error.help.extend(match exit.not_started {
+        Some(reason) => advice(op, reason),
+        None => meaning(exit.code).map(str::to_owned),
+    });
     Err(error)
 }
 
@@ -24,7 +28,19 @@ pub(super) fn judge(op: &RunOp, exit: Result<Exit, SandboxError>) -> Result<(), 
 pub(super) fn op_error(op: &RunOp, error: SandboxError) -> OpError {
     match &error {
         SandboxError::Cancelled => OpError::cancelled(),
-        SandboxError::User(_) | SandboxError::Directory { .. } => OpError::input(failed(op, &error.to_string())),
+        SandboxError::User(reason) => {
+            let failed = OpError::input(failed(op, &error.to_string()));
+            match reason {
+                AccountsError::UnknownUser { name } => {
+                    failed.help(format!("make `{name}` in an earlier step (`RUN adduser {name}`), or give a number"))
+                }
+                AccountsError::UnknownGroup { name } => {
+                    failed.help(format!("make `{name}` in an earlier step (`RUN addgroup {name}`), or give a number"))
+                }
+                _ => failed,
+            }
+        }
+        SandboxError::Directory { .. } => OpError::input(failed(op, &error.to_string())),
         SandboxError::SourceMissing { .. } => OpError::input(format!("failed to compute cache key: {error}")),
         SandboxError::NulByte { .. } | SandboxError::UnknownLimit { .. } => OpError::input(error.to_string()),
         SandboxError::Io { .. } | SandboxError::Setup { .. } | SandboxError::Mount { .. } => {
@@ -36,6 +52,16 @@ pub(super) fn op_error(op: &RunOp, error: SandboxError) -> OpError {
 
 fn failed(op: &RunOp, reason: &str) -> String {
     format!("process \"{}\" did not complete successfully: {reason}", op.args.join(" "))
+}
+
+/// What exit codes mean by the custom of shells.
+fn meaning(code: i32) -> Option<&'static str> {
+    match code {
+        126 => Some("exit code 126: a program was found that cannot be executed; has it an executable mode?"),
+        127 => Some("exit code 127: a program was not found; is it installed in an earlier step, and in PATH?"),
+        137 => Some("exit code 137: the process was killed, often because memory ran out"),
+        _ => None,
+    }
 }
 
 /// What can be done about a program that did not even start.

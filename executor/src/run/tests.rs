@@ -17,6 +17,7 @@ use solver::{Event, InlineScript, Mount, MountKind, Progress, SecurityMode};
 use tempfile::TempDir;
 
 use super::*;
+use crate::context::IgnoreRules;
 use crate::sandbox::{HostNetwork, missing_privileges};
 
 /// An operation as it comes from `RUN` in the exec form.
@@ -343,6 +344,30 @@ fn privileged_binds_of_layers_are_discarded() {
     assert_eq!(fixture.output(&with(shell("ls -A /m"), &[("/m", empty)])), "");
     let error = fixture.run(&with(shell("true"), &[("/m", bind(input, "/nope", true))])).unwrap_err();
     assert_eq!(error.message, "failed to compute cache key: \"/nope\": not found");
+}
+
+#[test]
+fn privileged_binds_of_the_context_leave_it_alone() {
+    let Some(mut fixture) = Fixture::new(RunOptions::default()) else { return };
+    let root = fixture.directory.path().join("context");
+    fs::create_dir_all(root.join("sub")).unwrap();
+    for (path, text) in [("a.txt", "a\n"), ("sub/b.txt", "b\n")] {
+        fs::write(root.join(path), text).unwrap();
+    }
+    let context = LocalContext::open("context", &root, IgnoreRules::default(), None).unwrap();
+    fixture.inputs.push(InputTree { identity: String::new(), source: InputSource::Context(context) });
+    let script = "cat /src/a.txt /file; (echo x > /src/new) 2>/dev/null || echo ro; echo c > /rw/a.txt; touch /rw/new; \
+                  echo d > /one; cat /rw/a.txt /one; ls /rel";
+    let mounts = [
+        ("/src", bind(1, "/", true)),
+        ("/file", bind(1, "/sub/b.txt", true)),
+        ("/rw", bind(1, "/", false)),
+        ("/one", bind(1, "/a.txt", false)),
+        ("/rel", bind(1, "/sub", true)),
+    ];
+    assert_eq!(fixture.output(&with(shell(script), &mounts)), "a\nb\nro\nc\nd\nb.txt\n");
+    assert_eq!(fs::read_to_string(root.join("a.txt")).unwrap(), "a\n");
+    assert!(!root.join("new").exists());
 }
 
 #[test]

@@ -19,7 +19,9 @@ mod guard;
 mod host;
 mod isolation;
 mod limits;
+mod login;
 mod mounts;
+mod namespaces;
 mod network;
 mod overlay;
 mod points;
@@ -28,6 +30,7 @@ mod rootless;
 pub mod seccomp;
 mod spec;
 mod step;
+mod streams;
 mod supervise;
 mod terminal;
 

@@ -5,37 +5,33 @@
 //! for the end and goes back to the host's mount namespace, at which moment all mounts are gone. It must not end before
 //! the command: the kernel kills the command with it.
 
-use std::fs::{DirBuilder, File};
-use std::io::{self, Read as _};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, chown};
+use std::fs::DirBuilder;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::mount::MountPropagationFlags;
-use rustix::pipe::PipeFlags;
-use rustix::thread::{LinkNameSpaceType, UnshareFlags};
-use solver::{NetworkMode, SecurityMode, Stream};
+use solver::{SecurityMode, Stream};
 use tokio::sync::mpsc::Sender;
 
 use super::cgroup::StepGroup;
-use super::command;
 use super::control::{Control, Report};
 use super::error::SandboxError;
 use super::guard::DevicePolicy;
 use super::host::Host;
 use super::isolation::Isolation;
 use super::mounts::{self, Prepared, Workshop, file_attributes};
+use super::namespaces::Namespaces;
 use super::overlay::Overlay;
 use super::points::{self, MadePoint, PointKind};
-use super::spec::{Exit, SandboxSpec, Stdio};
-use super::supervise::{Io, supervise};
-use super::terminal::Terminal;
-use super::{devices, limits, network, rootfs, seccomp};
+use super::spec::{Exit, SandboxSpec};
+use super::streams::Streams;
+use super::supervise::supervise;
+use super::{command, devices, limits, login, network, rootfs, seccomp};
 use crate::sys::mount::MountAttributes;
-use crate::sys::spawn::{Capabilities, Child, Ended, Identity, LateMount, Plan, Session, SpawnError, Stage, spawn};
-use crate::view::passwd::{Accounts, AccountsError, RunUser};
+use crate::sys::spawn::{Capabilities, Child, Ended, Identity, LateMount, Plan, SpawnError, Stage, spawn};
+use crate::view::passwd::RunUser;
 
 /// Docker's default set, `00000000a80425fb`.
 pub(super) const DEFAULT_CAPABILITIES: u64 = 0xa804_25fb;
@@ -165,8 +161,10 @@ impl Step<'_> {
         // Modes are given exactly from here on. The thread's umask is its own since its mount namespace is.
         rustix::process::umask(Mode::empty());
         self.fill_root(early, made)?;
-        let account = self.account()?;
-        make_directory(&self.spec.cwd, &account)?;
+        let account = login::account(&self.spec.user)?;
+        if !is_kernel_path(&self.spec.cwd) {
+            login::make_directory(&self.spec.cwd, &account)?;
+        }
         let mut mounts = self.kernel_mounts(sys);
         mounts.extend(late);
         self.start_and_wait(&account, mounts)
@@ -276,20 +274,6 @@ impl Step<'_> {
         mounts
     }
 
-    /// Who the command runs as, by the files of the root.
-    fn account(&self) -> Result<RunUser, SandboxError> {
-        let user = &self.spec.user;
-        let read = || -> Result<Accounts, AccountsError> {
-            Ok(Accounts::from_bytes(read_account_file("/etc/passwd")?, read_account_file("/etc/group")?))
-        };
-        let accounts = match read() {
-            // Only the home directory is asked of the files: no reason to fail.
-            Err(_) if is_numeric(user) => Accounts::default(),
-            result => result?,
-        };
-        Ok(accounts.run_user(user)?)
-    }
-
     fn start_and_wait(&self, account: &RunUser, mounts: Vec<LateMount>) -> Result<Outcome, SandboxError> {
         let home = account.home.as_deref().filter(|home| !home.is_empty()).unwrap_or("/");
         let command = command::Command::new(&self.spec.args, &self.spec.env, home)?;
@@ -370,162 +354,6 @@ impl Step<'_> {
         };
         SandboxError::Setup { stage, errno }
     }
-}
-
-/// The namespaces of a command's thread; dropping goes back, which takes all mounts down.
-struct Namespaces<'a> {
-    host: &'a Host,
-    private_network: bool,
-}
-
-impl<'a> Namespaces<'a> {
-    fn enter(host: &'a Host, spec: &SandboxSpec) -> Result<Self, SandboxError> {
-        let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
-        let private_network = match spec.network {
-            NetworkMode::Host => false,
-            NetworkMode::None => {
-                flags |= UnshareFlags::NEWNET;
-                true
-            }
-            NetworkMode::Default => join_network(host)?,
-        };
-        crate::sys::namespace::unshare(flags).map_err(SandboxError::setup("make namespaces"))?;
-        let namespaces = Self { host, private_network };
-        if spec.network == NetworkMode::None {
-            crate::sys::net::loopback_up().map_err(SandboxError::setup("bring the loopback interface up"))?;
-        }
-        rustix::system::sethostname(spec.hostname.as_bytes()).map_err(SandboxError::setup("set the host name"))?;
-        rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-            .map_err(SandboxError::setup("make mounts private"))?;
-        Ok(namespaces)
-    }
-}
-
-impl Drop for Namespaces<'_> {
-    fn drop(&mut self) {
-        let back = rustix::thread::move_into_link_name_space(
-            self.host.mount_namespace.as_fd(),
-            Some(LinkNameSpaceType::Mount),
-        );
-        if let Err(errno) = back {
-            // The mounts then go when the thread ends, a moment later.
-            tracing::warn!(%errno, "cannot go back to the host's mount namespace");
-        }
-    }
-}
-
-fn join_network(host: &Host) -> Result<bool, SandboxError> {
-    let namespace = host.network.namespace().map_err(SandboxError::io("get", "the default network"))?;
-    let Some(namespace) = namespace else { return Ok(false) };
-    rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-        .map_err(SandboxError::setup("join the default network"))?;
-    Ok(true)
-}
-
-/// Standard input, output and error, from both ends.
-struct Streams {
-    /// The command's; empty when it has ours.
-    theirs: Vec<OwnedFd>,
-    ours: Io,
-    session: Session,
-}
-
-impl Streams {
-    fn open(stdio: Stdio, uid: u32) -> Result<Self, SandboxError> {
-        match stdio {
-            Stdio::Inherit => Ok(Self { theirs: Vec::new(), ours: Io::Inherited, session: Session::Shared }),
-            Stdio::Terminal => {
-                let pair = Terminal::open(uid)?;
-                let ours = Io::Terminal(pair.terminal);
-                Ok(Self { theirs: vec![pair.peer], ours, session: Session::OwnWithTerminal })
-            }
-            Stdio::Piped => {
-                let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                    .map_err(SandboxError::call("open", "/dev/null"))?;
-                let (out, out_writer) = pipe()?;
-                let (error, error_writer) = pipe()?;
-                let ours = Io::Pipes([(Stream::Stdout, Some(out)), (Stream::Stderr, Some(error))]);
-                Ok(Self { theirs: vec![null, out_writer, error_writer], ours, session: Session::Own })
-            }
-        }
-    }
-
-    fn for_command(&self) -> [BorrowedFd<'_>; 3] {
-        match &self.theirs[..] {
-            [input, output, error] => [input.as_fd(), output.as_fd(), error.as_fd()],
-            [terminal] => [terminal.as_fd(), terminal.as_fd(), terminal.as_fd()],
-            _ => [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()],
-        }
-    }
-
-    /// Our ends; the command's are closed here, so that we see the end of its output.
-    fn into_ours(self) -> Io {
-        self.ours
-    }
-}
-
-/// A pipe whose reading end does not block.
-fn pipe() -> Result<(OwnedFd, OwnedFd), SandboxError> {
-    let make = || -> Result<_, Errno> {
-        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        rustix::fs::fcntl_setfl(&reader, OFlags::NONBLOCK)?;
-        Ok((reader, writer))
-    };
-    make().map_err(SandboxError::setup("make a pipe"))
-}
-
-/// More is not read of `/etc/passwd` and `/etc/group`.
-const MOST_ACCOUNT_BYTES: u64 = 10 << 20;
-
-/// A file of the root, which may be hostile: only a regular one of reasonable size. Empty when missing.
-fn read_account_file(path: &'static str) -> Result<Vec<u8>, AccountsError> {
-    let failed = |errno: Errno| AccountsError::Read { path, source: errno.into() };
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = match rustix::fs::open(path, flags, Mode::empty()) {
-        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Vec::new()),
-        result => File::from(result.map_err(failed)?),
-    };
-    let stat = rustix::fs::fstat(&file).map_err(failed)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(AccountsError::NotAFile { path });
-    }
-    let size_bytes = u64::try_from(stat.st_size).unwrap_or(0);
-    if size_bytes > MOST_ACCOUNT_BYTES {
-        return Err(AccountsError::TooLarge { path, size_bytes });
-    }
-    let mut bytes = Vec::with_capacity(usize::try_from(size_bytes).unwrap_or(0) + 1);
-    let read = file.take(MOST_ACCOUNT_BYTES).read_to_end(&mut bytes);
-    read.map_err(|source| AccountsError::Read { path, source })?;
-    Ok(bytes)
-}
-
-/// Whether a `USER` names nobody that would have to be looked up.
-fn is_numeric(user: &str) -> bool {
-    user.split_once(':').is_some_and(|(user, group)| user.parse::<u32>().is_ok() && group.parse::<u32>().is_ok())
-}
-
-/// Makes the working directory with its parents, owned by the command's user, where they are missing.
-fn make_directory(path: &str, account: &RunUser) -> Result<(), SandboxError> {
-    if is_kernel_path(path) {
-        return Ok(());
-    }
-    let failed = |error: &io::Error| SandboxError::Directory {
-        path: path.to_owned(),
-        errno: Errno::from_io_error(error).unwrap_or(Errno::IO),
-    };
-    let mut missing = Vec::new();
-    for ancestor in Path::new(path).ancestors() {
-        match std::fs::metadata(ancestor) {
-            Ok(_) => break,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(ancestor),
-            Err(error) => return Err(failed(&error)),
-        }
-    }
-    for directory in missing.into_iter().rev() {
-        DirBuilder::new().mode(0o755).create(directory).map_err(|error| failed(&error))?;
-        chown(directory, Some(account.uid), Some(account.gid)).map_err(|error| failed(&error))?;
-    }
-    Ok(())
 }
 
 /// Whether a path is hidden by what the command's own process mounts.

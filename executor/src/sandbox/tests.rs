@@ -7,6 +7,8 @@
     reason = "a skipped test says why, a measuring one what; RBUILD_TEST_DIR chooses the file system"
 )]
 
+mod processes;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
