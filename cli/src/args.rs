@@ -9,7 +9,6 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 #[command(
     name = "rbuild",
     version,
-    about,
     disable_help_subcommand = true,
     override_usage = "rbuild [OPTIONS] PATH|URL|-\n       rbuild COMMAND [OPTIONS]",
     after_help = "`rbuild [OPTIONS] PATH` is short for `rbuild build [OPTIONS] PATH`. A directory that is called like a \

@@ -8,6 +8,7 @@ mod commands;
 mod csv;
 mod env;
 mod failure;
+mod mistakes;
 mod output;
 mod report;
 mod request;
@@ -16,32 +17,31 @@ mod ui;
 use std::process::ExitCode;
 
 use clap::Parser;
-use clap::error::ErrorKind;
 
 use crate::args::{Cli, with_default_command};
-use crate::failure::{Failure, exit};
+use crate::failure::Failure;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse_from(with_default_command(std::env::args().collect())) {
+    let args = with_default_command(std::env::args().collect());
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) if !error.use_stderr() => {
+            // Help and version are data. A closed terminal does not change the outcome.
+            drop(error.print());
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => return fail(&mistakes::explain(&error, &args)),
     };
     trace(cli.global.debug);
     match commands::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            report::failure(&failure);
-            ExitCode::from(failure.code())
-        }
+        Err(failure) => fail(&failure),
     }
 }
 
-/// Help and version are data; anything else is a mistake on the command line.
-fn usage(error: &clap::Error) -> ExitCode {
-    let is_data = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-    // A closed terminal does not change the outcome.
-    drop(error.print());
-    if is_data { ExitCode::SUCCESS } else { ExitCode::from(exit::USAGE) }
+fn fail(failure: &Failure) -> ExitCode {
+    report::failure(failure);
+    ExitCode::from(failure.code())
 }
 
 /// Traces go to standard error: decisions with `--debug`, anything with `RBUILD_LOG`.

@@ -8,6 +8,7 @@ use oci::ImageRef;
 
 use crate::csv;
 use crate::failure::Failure;
+use crate::mistakes;
 use crate::request::parse_tag;
 
 /// One destination.
@@ -69,6 +70,9 @@ pub(crate) struct ImageOptions {
     pub(crate) annotations: BTreeMap<String, String>,
 }
 
+/// How an output is given.
+const OUTPUT_FORM: &str = "write `-o type=oci,dest=FILE`; types are image, oci, docker, local, tar and cacheonly";
+
 /// Parses all `--output` flags. Without any, the result goes to the local store under `tags`.
 pub(crate) fn parse_all(specs: &[String], tags: &[ImageRef]) -> Result<Vec<Output>, Failure> {
     if specs.is_empty() {
@@ -121,10 +125,12 @@ fn parse(spec: &str, tags: &[ImageRef]) -> Result<Output, Failure> {
     }
     let mut attributes = BTreeMap::new();
     for field in csv::fields(spec).map_err(|error| Failure::usage(format!("invalid --output `{spec}`: {}", error.0)))? {
-        let (key, value) = csv::pair(&field).ok_or_else(|| Failure::usage(format!("invalid value {field}")))?;
+        let (key, value) = csv::pair(&field).ok_or_else(|| Failure::usage(format!("--output {spec}: invalid value {field}")).help(OUTPUT_FORM))?;
         attributes.insert(key, value);
     }
-    let kind = attributes.remove("type").ok_or_else(|| Failure::usage("type is required for output"))?;
+    let kind = attributes.remove("type").ok_or_else(|| {
+        Failure::usage(format!("--output {spec}: type is required for output")).help(OUTPUT_FORM)
+    })?;
     let dest = attributes.remove("dest");
     let output = match kind.as_str() {
         "image" => Output::Image(image_options(&mut attributes, tags)?),
@@ -156,17 +162,33 @@ fn parse(spec: &str, tags: &[ImageRef]) -> Result<Output, Failure> {
         }
     };
     match attributes.keys().next() {
-        Some(unknown) => Err(Failure::usage(format!("the {kind} exporter has no attribute `{unknown}`"))),
+        Some(unknown) => Err(unknown_attribute(&kind, unknown)),
         None => Ok(output),
+    }
+}
+
+/// Attributes of the outputs, for suggestions.
+const ATTRIBUTES: [&str; 8] =
+    ["dest", "name", "tar", "compression", "compression-level", "force-compression", "oci-mediatypes", "push"];
+
+fn unknown_attribute(kind: &str, key: &str) -> Failure {
+    let failure = Failure::usage(format!("the {kind} exporter has no attribute `{key}`"));
+    match mistakes::nearest(key, ATTRIBUTES) {
+        Some(name) => failure.help(format!("did you mean `{name}`?")),
+        None => failure,
     }
 }
 
 fn local(dest: Option<String>) -> Result<Output, Failure> {
     match dest.as_deref() {
-        None | Some("") => Err(Failure::usage("dest is required for local exporter")),
-        Some("-") => Err(Failure::usage("dest cannot be stdout for local exporter")),
+        None | Some("") => {
+            Err(Failure::usage("dest is required for local exporter").help("name a directory: `-o type=local,dest=out`"))
+        }
+        Some("-") => Err(Failure::usage("dest cannot be stdout for local exporter")
+            .help("a tar goes to standard output: `-o type=tar,dest=-`")),
         Some(dest) if std::path::Path::new(dest).is_file() => {
-            Err(Failure::usage(format!("destination directory {dest} is a file")))
+            Err(Failure::usage(format!("destination directory {dest} is a file"))
+                .help("remove it, or name another directory"))
         }
         Some(dest) => Ok(Output::Local { dest: dest.into() }),
     }
@@ -215,7 +237,8 @@ fn codec(kind: Option<&str>, level: Option<&str>) -> Result<Option<cache::Codec>
         Some("gzip") => Ok(Some(cache::Codec::Gzip { level: clamp(9, DEFAULT_GZIP_LEVEL) })),
         Some("zstd") => Ok(Some(cache::Codec::Zstd { level: clamp(22, DEFAULT_ZSTD_LEVEL).max(1) })),
         Some("estargz") => Err(Failure::usage("compression=estargz is not supported yet")),
-        Some(other) => Err(Failure::usage(format!("unsupported compression type {other}"))),
+        Some(other) => Err(Failure::usage(format!("unsupported compression type {other}"))
+            .help("compression is gzip, zstd or uncompressed")),
     }
 }
 

@@ -44,7 +44,27 @@ fn render(report: &Report) -> String {
         }
     }
     push_help(&mut text, &report.help);
+    if report.help.is_empty()
+        && let Some(advice) = os_advice(&report.message)
+    {
+        push_help(&mut text, &[advice.to_owned()]);
+    }
     text
+}
+
+/// The next step for what the operating system refuses, told by the number or the words at the end of its text.
+fn os_advice(message: &str) -> Option<&'static str> {
+    let is = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
+    if is(&["(os error 28)", "(os error 122)", "database or disk is full"]) {
+        return Some("free space with `rbuild prune`, or use a store on another disk with --store DIR");
+    }
+    if is(&["(os error 30)", "readonly database"]) {
+        return Some("the store must be writable: mount it so, or name another with --store DIR");
+    }
+    if is(&["(os error 24)"]) {
+        return Some("let rbuild open more files: `ulimit -n 65536`");
+    }
+    None
 }
 
 fn push_help(text: &mut String, help: &[String]) {

@@ -17,6 +17,12 @@ use crate::ui::Mode;
 /// The most bytes of a secret (`spec/cli.md` §1.5).
 const MAX_SECRET_BYTES: u64 = 500 * 1024;
 
+/// How a secret is given.
+const SECRET_FORM: &str = "write --secret id=NAME,src=FILE or --secret id=NAME,env=VARIABLE";
+
+/// What `--allow` can give.
+const ENTITLEMENTS: [&str; 3] = ["network.host", "security.insecure", "device"];
+
 /// Everything about one build, checked.
 #[derive(Debug)]
 pub(crate) struct BuildRequest {
@@ -126,7 +132,7 @@ impl BuildRequest {
             ssh: all_ssh(&args.ssh, &context)?,
             add_hosts: args.add_hosts.iter().map(|host| add_host(host)).collect::<Result<_, _>>()?,
             network: network(&args.network)?,
-            allow: args.allow,
+            allow: args.allow.into_iter().map(entitlement).collect::<Result<_, _>>()?,
             shm_size_bytes: args.shm_size.as_deref().map(parse_bytes).transpose()?,
             ulimits: args.ulimits.iter().map(|limit| ulimit(limit)).collect::<Result<_, _>>()?,
             cgroup_parent: args.cgroup_parent,
@@ -162,6 +168,16 @@ fn context(text: &str) -> ContextArg {
     }
 }
 
+/// `--allow`: a device may be named.
+fn entitlement(text: String) -> Result<String, Failure> {
+    let known = ENTITLEMENTS.iter().any(|name| text == *name) || text.starts_with("device=");
+    if known {
+        return Ok(text);
+    }
+    let failure = Failure::usage(format!("--allow {text}: unknown entitlement"));
+    Err(failure.help(format!("--allow takes {}", ENTITLEMENTS.join(", "))))
+}
+
 /// `K=V`; a bare `K` takes the environment's value and is dropped when there is none. The epoch comes along.
 fn build_args(list: &[String]) -> BTreeMap<String, String> {
     let mut map = BTreeMap::new();
@@ -195,7 +211,8 @@ fn platforms(list: &[String]) -> Result<Vec<Platform>, Failure> {
             Platform::host()
         } else {
             Platform::parse(&text, &Platform::host())
-                .map_err(|error| Failure::usage(format!("invalid value `{text}` for --platform: {error}")))?
+                .map_err(|error| Failure::usage(format!("invalid value `{text}` for --platform: {error}")))
+                .map_err(|failure| failure.help("platforms look like linux/amd64, linux/arm64 or linux/arm/v7"))?
         };
         if !platforms.contains(&platform) {
             platforms.push(platform);
@@ -215,20 +232,21 @@ fn key_value(text: &str) -> (String, String) {
 
 fn secret(spec: &str) -> Result<SecretArg, Failure> {
     let (mut id, mut source, mut env_name, mut kind) = (None, None, None, None);
-    for field in csv::fields(spec).map_err(|error| Failure::usage(format!("invalid --secret `{spec}`: {}", error.0)))? {
+    let wrong = |message: String| Failure::usage(format!("--secret {spec}: {message}")).help(SECRET_FORM);
+    for field in csv::fields(spec).map_err(|error| wrong(error.0))? {
         let Some((key, value)) = csv::pair(&field) else {
-            return Err(Failure::usage(format!("invalid field '{field}' must be a key=value pair")));
+            return Err(wrong(format!("invalid field '{field}' must be a key=value pair")));
         };
         match key.as_str() {
             "id" => id = Some(value),
             "src" | "source" => source = Some(value),
             "env" => env_name = Some(value),
             "type" if value == "file" || value == "env" => kind = Some(value),
-            "type" => return Err(Failure::usage(format!("unsupported secret type \"{value}\""))),
-            _ => return Err(Failure::usage(format!("unexpected key '{key}' in '{field}'"))),
+            "type" => return Err(wrong(format!("unsupported secret type \"{value}\""))),
+            _ => return Err(wrong(format!("unexpected key '{key}' in '{field}'"))),
         }
     }
-    let id = id.filter(|id| !id.is_empty()).ok_or_else(|| Failure::usage("secret missing ID"))?;
+    let id = id.filter(|id| !id.is_empty()).ok_or_else(|| wrong("secret missing ID".to_owned()))?;
     if kind.as_deref() == Some("env") && env_name.is_none() {
         env_name = source.take();
     }
@@ -239,9 +257,11 @@ fn secret(spec: &str) -> Result<SecretArg, Failure> {
         (None, None) => SecretSource::File(id.clone().into()),
     };
     if let SecretSource::File(path) = &source {
-        let size = std::fs::metadata(path)
-            .map_err(|error| Failure::input(format!("failed to stat {}: {error}", path.display())))?
-            .len();
+        let missing = |error| {
+            Failure::input(format!("--secret {spec}: failed to stat {}: {error}", path.display()))
+                .help(format!("write the secret to that file, or take it from a variable: --secret id={id},env=VARIABLE"))
+        };
+        let size = std::fs::metadata(path).map_err(missing)?.len();
         if size > MAX_SECRET_BYTES {
             return Err(Failure::input(format!("secret {id} too big. max size 500KiB")));
         }

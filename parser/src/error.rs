@@ -62,6 +62,11 @@ impl ParseError {
         self
     }
 
+    pub(crate) fn help(mut self, text: impl Into<String>) -> Self {
+        self.help.push(text.into());
+        self
+    }
+
     pub(crate) fn spanning(mut self, span: Option<SourceSpan>) -> Self {
         self.span = span;
         self

@@ -38,6 +38,9 @@ use instruction::{parse_instruction, parse_stage};
 use lexer::LogicalLine;
 use node::Fault;
 
+/// What a file that begins with nothing, or in the middle, lacks.
+const FIRST_STEP: &str = "begin with the image to build on: `FROM debian`, or `FROM scratch` for an empty one";
+
 /// Parses a Dockerfile.
 ///
 /// Linear in the size of the text. See [`directive::detect`] for files in other languages.
@@ -49,11 +52,11 @@ use node::Fault;
 /// Spec: §1, §2.
 pub fn parse(text: &[u8]) -> Result<Dockerfile, ParseError> {
     if text.is_empty() {
-        return Err(ParseError::new("the Dockerfile cannot be empty"));
+        return Err(ParseError::new("the Dockerfile cannot be empty").help(FIRST_STEP));
     }
     let lexed = lexer::lex(text).map_err(gather)?;
     if lexed.lines.is_empty() {
-        return Err(ParseError::new("file with no instructions").at(LineRange::line(lexed.n_physical_lines)));
+        return Err(ParseError::new("file with no instructions").at(LineRange::line(lexed.n_physical_lines)).help(FIRST_STEP));
     }
     let (syntax, check) = directive::detect(text);
     let mut builder = Builder::new(Directives { syntax, escape: lexed.escape, check }, lexed.faults);
@@ -74,7 +77,7 @@ pub fn parse_onbuild_trigger(text: &str) -> Result<Instruction, ParseError> {
     let lexed = lexer::lex(text.as_bytes()).map_err(|faults| without_lines(gather(faults)))?;
     let line = match lexed.lines.as_slice() {
         [line] => line,
-        [] => return Err(ParseError::new("file with no instructions")),
+        [] => return Err(ParseError::new("file with no instructions").help(FIRST_STEP)),
         _ => return Err(ParseError::new("onbuild trigger should be a single expression")),
     };
     if !lexed.faults.is_empty() {
@@ -159,7 +162,7 @@ impl Builder {
             self.file.global_args.push(Spanned { value, lines, comments, checks });
         } else if !self.has_stage {
             self.has_stage = true;
-            self.faults.push(ParseError::new("no build stage in current context").at(line.lines));
+            self.faults.push(ParseError::new("no build stage in current context").at(line.lines).help(FIRST_STEP));
         }
         Ok(())
     }

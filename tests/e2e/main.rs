@@ -1,1 +1,10 @@
-//! End-to-end tests of the program, one module a command.
+//! End-to-end tests of the program, one module a subject. They run the real binary as a user would.
+
+mod arrows;
+mod build;
+mod errors;
+mod harness;
+mod interrupt;
+mod pull;
+mod real;
+mod referees;

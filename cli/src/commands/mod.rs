@@ -7,6 +7,7 @@ mod run;
 mod space;
 mod table;
 
+use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use cache::Store;
@@ -22,7 +23,11 @@ use crate::ui;
 pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Build(args) => build::build(BuildRequest::check(*args)?, &cli.global),
-        Command::Run(args) => run::run(&open_store(&cli.global)?, args),
+        Command::Run(args) => {
+            let store = open_store(&cli.global)?;
+            let _leftovers = remove_leftovers(&store);
+            run::run(&store, args)
+        }
         Command::Images(args) => images::images(&open_store(&cli.global)?, &args, now()),
         Command::Tag(args) => images::tag(&open_store(&cli.global)?, &args),
         Command::Rmi(args) => images::rmi(&open_store(&cli.global)?, &args),
@@ -45,6 +50,30 @@ fn open_store(global: &Global) -> Result<Store, Failure> {
     Store::open(&dir).map_err(|error| {
         Failure::from(error).help("name another directory with --store DIR, or with RBUILD_STORE in the environment")
     })
+}
+
+/// Removes what killed processes left, beside the work of the command; waits for the end when dropped.
+fn remove_leftovers(store: &Store) -> Leftovers {
+    let store = store.clone();
+    let look = move || {
+        if let Err(error) = store.remove_leftovers(&|| false) {
+            tracing::debug!(%error, "cannot remove what a killed process left");
+        }
+    };
+    // Without a thread, the next command does it.
+    Leftovers(std::thread::Builder::new().name("leftovers".to_owned()).spawn(look).ok())
+}
+
+/// A cleaning in progress.
+struct Leftovers(Option<JoinHandle<()>>);
+
+impl Drop for Leftovers {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // It has nothing to tell.
+            drop(thread.join());
+        }
+    }
 }
 
 /// Seconds since the epoch.

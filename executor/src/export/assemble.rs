@@ -95,11 +95,7 @@ fn config(assembly: &Assembly, layers: &[AssembledLayer]) -> ImageConfig {
     let epoch = assembly.epoch.map(rfc3339);
     let last = history.last().and_then(|entry| entry.created.clone());
     let mut config = assembly.config.clone();
-    config.created = match (last, epoch) {
-        (Some(last), Some(epoch)) if is_later(&last, &epoch) => Some(epoch),
-        (None, epoch) => epoch,
-        (last, _) => last,
-    };
+    config.created = epoch.or(last);
     config.history = history;
     config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id.clone()).collect();
     config
@@ -128,9 +124,7 @@ fn history(assembly: &Assembly, layers: &[AssembledLayer]) -> Vec<HistoryEntry> 
     fill_times(&mut history);
     if let Some(epoch) = assembly.epoch.map(rfc3339) {
         for entry in history.iter_mut().skip(assembly.n_base_history) {
-            if entry.created.as_ref().is_none_or(|created| is_later(created, &epoch)) {
-                entry.created = Some(epoch.clone());
-            }
+            entry.created = Some(epoch.clone());
         }
     }
     history
@@ -181,14 +175,6 @@ fn rfc3339(seconds: i64) -> String {
     oci::time::format_rfc3339(seconds, 0)
 }
 
-fn is_later(time: &str, than: &str) -> bool {
-    match (oci::time::parse_rfc3339(time), oci::time::parse_rfc3339(than)) {
-        (Ok(time), Ok(than)) => time > than,
-        // A time that cannot be read is not to be kept.
-        _ => true,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn the_epoch_clamps_new_entries_and_leaves_the_base_alone() {
+    fn the_epoch_is_the_time_of_new_entries_and_leaves_the_base_alone() {
         let base = entry("base", Some("2024-01-01T00:00:00Z"), false);
         let history = vec![base, entry("RUN", None, false), entry("CMD", None, true)];
         let layers = [layer("base", 0), layer("run", 1_700_000_000)];
@@ -230,6 +216,15 @@ mod tests {
         let epoch = "2001-09-09T01:46:40Z";
         assert_eq!(times(&assembly, &layers), ["2024-01-01T00:00:00Z", epoch, epoch]);
         assert_eq!(config(&assembly, &layers).created.as_deref(), Some(epoch));
+    }
+
+    #[test]
+    fn the_epoch_counts_without_new_layers_on_an_older_base() {
+        let history = vec![entry("base", Some("1970-01-01T00:00:00Z"), false), entry("LABEL", None, true)];
+        let assembly = assembly(history, 1, Some(1_000_000_000));
+        let epoch = "2001-09-09T01:46:40Z";
+        assert_eq!(times(&assembly, &[layer("base", 0)]), ["1970-01-01T00:00:00Z", epoch]);
+        assert_eq!(config(&assembly, &[layer("base", 0)]).created.as_deref(), Some(epoch));
     }
 
     #[test]

@@ -8,9 +8,11 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use oci::layer::{Entry, EntryKind, LayerError, LayerReader, ReadLimits, clean_path, decompress, sniff_archive};
 use solver::OpError;
+use tempfile::TempDir;
 
 use super::Setting;
 use super::copy::{Style, mkdir_error};
@@ -42,7 +44,13 @@ pub(super) fn unpack(
     let dest = draft.resolve(Path::new(dest), Last::Followed)?.path;
     let created = Attributes { mode: 0o755, ..style.created.clone() };
     let top = draft.ensure_dir(&dest, &created)?.map_err(|e| mkdir_error(&e))?;
-    let mut unpacker = Unpacker { draft, setting, style, top };
+    // Operations that run at the same time share the space for scratch files, but not their names.
+    let scratch = TempDir::with_prefix_in("archive-", setting.scratch).map_err(|e| {
+        OpError::environment(format!("cannot create a directory in `{}`: {e}", setting.scratch.display()))
+    })?;
+    let scratch = Arc::new(scratch);
+    draft.keep(scratch.clone());
+    let mut unpacker = Unpacker { draft, setting, style, scratch, top };
     match digest.filter(|_| !is_proven) {
         None => unpacker.read(file)?,
         Some(digest) => {
@@ -63,6 +71,8 @@ struct Unpacker<'a, 'b> {
     draft: &'a mut Draft,
     setting: &'a Setting<'b>,
     style: &'a Style,
+    /// Where contents wait.
+    scratch: Arc<TempDir>,
     /// The destination: the archive's `/`.
     top: DirId,
 }
@@ -176,8 +186,8 @@ impl Unpacker<'_, '_> {
     }
 
     /// Writes the content of an entry to a scratch file.
-    fn stage(&mut self, content: &mut dyn Read) -> Result<Body, OpError> {
-        let path = self.setting.scratch.join(format!("archive-{}", self.draft.n_inodes()));
+    fn stage(&self, content: &mut dyn Read) -> Result<Body, OpError> {
+        let path = self.scratch.path().join(self.draft.n_inodes().to_string());
         let failed = |e: io::Error| OpError::environment(format!("cannot write `{}`: {e}", path.display()));
         let mut file = File::create_new(&path).map_err(failed)?;
         let mut buffer = vec![0; 64 << 10];

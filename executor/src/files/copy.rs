@@ -60,6 +60,8 @@ impl Style {
 }
 
 /// Copies one source.
+///
+/// [`CopyAction::keep_source_metadata`] asks for nothing more: what a copy takes from a root keeps its metadata anyway.
 pub(super) fn copy(
     draft: &mut Draft,
     owners: &mut Owners,

@@ -11,6 +11,8 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tempfile::TempDir;
+
 use crate::context::source::SourceDir;
 use crate::view::resolve::{self, Child, Last, Resolved, Tree};
 use crate::view::{DirView, Node, NodeKind, Result, RootView, Xattrs};
@@ -107,6 +109,8 @@ pub(super) struct Draft {
     root_view: RootView,
     dirs: Vec<DraftDir>,
     inodes: Vec<Inode>,
+    /// Where [`Body::Staged`] files are; removed with the draft.
+    scratch: Vec<Arc<TempDir>>,
 }
 
 /// Something on the way to a directory is none.
@@ -123,7 +127,7 @@ impl Draft {
         let attributes = lower.metadata()?.map_or_else(Attributes::of_empty_root, |node| Attributes::of(&node));
         let xattrs = lower.own_xattrs()?;
         let root = DraftDir { attributes, xattrs, children: BTreeMap::new(), lower: Some(lower), hides_lower: false };
-        Ok(Self { root_view, dirs: vec![root], inodes: Vec::new() })
+        Ok(Self { root_view, dirs: vec![root], inodes: Vec::new(), scratch: Vec::new() })
     }
 
     /// The root directory.
@@ -152,6 +156,11 @@ impl Draft {
 
     pub(super) fn n_dirs(&self) -> usize {
         self.dirs.len()
+    }
+
+    /// Keeps a directory with staged files until the layer has been written.
+    pub(super) fn keep(&mut self, scratch: Arc<TempDir>) {
+        self.scratch.push(scratch);
     }
 
     /// Where `path` leads now.

@@ -17,6 +17,7 @@ use rustix::fs::{
     symlinkat, utimensat,
 };
 use rustix::io::Errno;
+use rustix::process::{getegid, geteuid};
 use solver::OpError;
 
 use super::Setting;
@@ -36,6 +37,10 @@ const LEAVES_PER_TASK: usize = 64;
 pub(super) fn write(draft: &Draft, listing: &Listing, setting: &Setting<'_>, upper: &Path) -> Result<Written, OpError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = openat(CWD, upper, flags, Mode::empty()).map_err(|e| failed("open directory", upper, e))?;
+    // Neither a set-group-id bit nor a `grpid` mount may give our files another group: see `finish`.
+    fchown(&fd, Some(geteuid()), Some(getegid()))
+        .and_then(|()| fchmod(&fd, Mode::RWXU))
+        .map_err(|e| failed("set the owner of", upper, e))?;
     let tree = Tree { draft, setting, upper, fd };
     let entries: Vec<(&Path, Listed)> = listing.iter().map(|(path, entry)| (as_path(path), entry)).collect();
     for (path, _) in entries.iter().filter(|(_, entry)| matches!(entry, Listed::Dir(_))) {
@@ -153,7 +158,12 @@ impl Leaf<'_> {
                 file.write_all(bytes).map_err(|e| failed("write", self.path, e))?;
                 (file, *blake3::hash(bytes).as_bytes())
             }
-            Body::Staged { path, digest, .. } => (self.move_or_copy(path)?, *digest),
+            Body::Staged { path, digest, .. } => {
+                let file = self.move_or_copy(path)?;
+                // It was made elsewhere, where groups may be handed down.
+                fchown(&file, Some(geteuid()), Some(getegid())).map_err(|e| self.failed("set the owner of", e))?;
+                (file, *digest)
+            }
         };
         let xattrs = xattrs_of(inode)?;
         finish(&file, &inode.attributes, &xattrs).map_err(|e| self.failed("set the metadata of", e))?;
@@ -221,7 +231,7 @@ fn copy_source(dir: &SourceDir, name: &OsStr, size_bytes: u64, to: &File, path: 
         Some(digest) if size_bytes >= KERNEL_COPY_BYTES => (copy_in_kernel(&opened.file, to, size_bytes), digest),
         _ => {
             let mut hasher = blake3::Hasher::new();
-            let copied_bytes = copy_by_hand(&opened.file, to, &mut hasher);
+            let copied_bytes = copy_by_hand(&opened.file, to, size_bytes, &mut hasher);
             (copied_bytes, *hasher.finalize().as_bytes())
         }
     };
@@ -248,7 +258,7 @@ fn copy_in_kernel(from: &File, to: &File, size_bytes: u64) -> io::Result<u64> {
             Err(Errno::INTR) => {}
             // File systems that cannot say so at the first byte.
             Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM) if copied_bytes == 0 => {
-                return copy_by_hand(from, to, &mut blake3::Hasher::new());
+                return copy_by_hand(from, to, size_bytes, &mut blake3::Hasher::new());
             }
             Err(e) => return Err(e.into()),
         }
@@ -256,16 +266,17 @@ fn copy_in_kernel(from: &File, to: &File, size_bytes: u64) -> io::Result<u64> {
     Ok(copied_bytes)
 }
 
-fn copy_by_hand(mut from: &File, mut to: &File, hasher: &mut blake3::Hasher) -> io::Result<u64> {
+/// Reads and writes, no further than the file was long: one that has grown shows it by its stamp.
+fn copy_by_hand(mut from: &File, mut to: &File, size_bytes: u64, hasher: &mut blake3::Hasher) -> io::Result<u64> {
     thread_local! {
         static BUFFER: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
     }
     BUFFER.with_borrow_mut(|buffer| {
         buffer.resize(256 << 10, 0);
         let mut copied_bytes = 0;
-        loop {
+        while copied_bytes < size_bytes {
             let n = match from.read(buffer) {
-                Ok(0) => return Ok(copied_bytes),
+                Ok(0) => break,
                 Ok(n) => n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => return Err(e),
@@ -274,6 +285,7 @@ fn copy_by_hand(mut from: &File, mut to: &File, hasher: &mut blake3::Hasher) -> 
             hasher.update(&buffer[..n]);
             copied_bytes += n as u64;
         }
+        Ok(copied_bytes)
     })
 }
 
@@ -285,10 +297,15 @@ fn xattrs_of(inode: &Inode) -> Result<Xattrs, OpError> {
 }
 
 /// Owner first, because it clears special bits and capabilities; times last.
+///
+/// What we make is ours, and no directory of the tree hands down its group before all is made; so files of root made by
+/// root, which is nearly all of them, need no change of owner.
 fn finish(fd: impl AsFd, attributes: &Attributes, xattrs: &[(OsString, Vec<u8>)]) -> rustix::io::Result<()> {
     let fd = fd.as_fd();
     let (uid, gid) = ids(attributes);
-    fchown(fd, Some(uid), Some(gid))?;
+    if (uid, gid) != (geteuid(), getegid()) {
+        fchown(fd, Some(uid), Some(gid))?;
+    }
     fchmod(fd, Mode::from_raw_mode(attributes.mode))?;
     for (name, value) in xattrs {
         tolerate(name, fsetxattr(fd, name, value, XattrFlags::empty()))?;

@@ -216,6 +216,18 @@ impl RegistryError {
         matches!(self, Self::Unauthorized { .. })
     }
 
+    /// The text for those who have just said which reference it is about. A reference that was not found stays.
+    pub fn without_reference(&self) -> String {
+        match self {
+            Self::Unreachable { attempt, reason } => format!("cannot reach {}: {reason}", attempt.host),
+            Self::TokenServerUnreachable { realm, reason, .. } => {
+                format!("cannot get a token: cannot reach {realm}: {reason}")
+            }
+            Self::Tls { attempt, reason } => format!("no trusted TLS connection to {}: {reason}", attempt.host),
+            other => other.to_string(),
+        }
+    }
+
     /// Whether the registry could not be talked to at all.
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::Tls { .. } | Self::TokenServerUnreachable { .. })

@@ -345,6 +345,10 @@ pub(super) fn describe(error: &reqwest::Error) -> String {
         text = inner.to_string();
         cause = inner.source();
     }
+    // The resolver prints its query, type and class and all.
+    if text.starts_with("no records found") {
+        return "its name does not resolve".to_owned();
+    }
     text
 }
 

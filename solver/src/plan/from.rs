@@ -20,6 +20,8 @@ pub(super) struct From {
     pub(super) name: Option<String>,
     /// Image or stage, expanded.
     pub(super) base: String,
+    /// Variables in the base that have no value.
+    pub(super) unset: Vec<String>,
     /// `--platform`.
     pub(super) platform: Option<Platform>,
     pub(super) lines: LineRange,
@@ -56,6 +58,13 @@ pub(super) fn evaluate(
     PlanError::all(faults).map_or(Ok(froms), Err)
 }
 
+/// Says how variables without a value get one.
+pub(super) fn give_a_value(fault: PlanError, unset: &[String]) -> PlanError {
+    unset.iter().fold(fault, |fault, name| {
+        fault.help(format!("`{name}` has no value: write `ARG {name}=VALUE` before the first FROM, or pass --build-arg {name}=VALUE"))
+    })
+}
+
 struct Context<'a> {
     expander: Expander,
     globals: &'a Globals,
@@ -66,12 +75,14 @@ impl Context<'_> {
     fn from(&self, stage: &Stage, findings: &mut Findings) -> Result<From, PlanError> {
         let base = self.expand(&stage.base, stage, findings)?;
         if base.text.is_empty() {
-            return Err(PlanError::input(format!("base name ({}) should not be blank", stage.base)));
+            let message = format!("base name ({}) should not be blank", stage.base);
+            return Err(give_a_value(PlanError::input(message), &base.unset));
         }
         let platform = stage.platform.as_deref().map(|text| self.platform(text, stage, findings)).transpose()?;
         Ok(From {
             name: stage.name.clone(),
             base: base.text,
+            unset: base.unset,
             platform,
             lines: stage.location,
             checks: stage.checks.clone(),

@@ -13,7 +13,7 @@ use petgraph::visit::{Dfs, EdgeRef};
 
 use super::contexts::{self, Found};
 use super::error::PlanError;
-use super::from::From;
+use super::from::{From, give_a_value};
 use super::request::PlanRequest;
 
 /// Position of a stage in its file, from 0.
@@ -39,6 +39,8 @@ pub(super) struct Stage {
     /// As messages and steps show it; `stage-N` without a name.
     pub(super) shown: String,
     pub(super) base: Base,
+    /// Variables in the base that have no value.
+    pub(super) unset: Vec<String>,
     /// `--platform`.
     pub(super) platform: Option<Platform>,
     /// Lines of FROM.
@@ -120,6 +122,7 @@ impl Stages {
             name: from.name,
             base: base.map_or(Base::Outside(from.base), Base::Stage),
             platform: from.platform,
+            unset: from.unset,
             lines: from.lines,
             checks: from.checks,
             replaced_by,
@@ -234,7 +237,8 @@ impl Stages {
         let mut faults = Vec::new();
         for stage in &self.list {
             if let Base::Outside(name) = &stage.base {
-                faults.extend(check_name(name, stage.lines).err());
+                let fault = check_name(name, stage.lines).err();
+                faults.extend(fault.map(|fault| give_a_value(fault, &stage.unset)));
             }
             for step in &stage.steps {
                 for source in &step.sources {

@@ -1,13 +1,14 @@
 //! The build context: where files come from, which Dockerfile is meant, which ignore file applies
 //! (`spec/dockerfile.md` §5.1 and §6).
 
-use std::io::{IsTerminal, Read};
+use std::io::{ErrorKind, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use executor::source::archive;
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
+use crate::mistakes;
 use crate::request::{ContextArg, DockerfileArg};
 
 /// The most bytes of a Dockerfile from standard input.
@@ -44,7 +45,14 @@ pub(crate) fn load(
 fn local(dir: &Path, dockerfile: &DockerfileArg) -> Result<LoadedContext, Failure> {
     if !dir.is_dir() {
         let what = if dir.exists() { "is not a directory" } else { "not found" };
-        return Err(Failure::input(format!("unable to prepare context: path \"{}\" {what}", dir.display())));
+        let failure = Failure::input(format!("unable to prepare context: path \"{}\" {what}", dir.display()));
+        return Err(match mistakes::nearest_command(&dir.to_string_lossy()) {
+            Some(command) => failure.help(format!("did you mean the command `rbuild {command}`?")),
+            None if dir.is_file() => {
+                failure.help(format!("to build with that Dockerfile: `rbuild -f {} .`", dir.display()))
+            }
+            None => failure.help("the context is the directory that holds the files of the build"),
+        });
     }
     let dir = dir.canonicalize().map_err(|error| {
         Failure::environment(format!("unable to prepare context: cannot resolve \"{}\": {error}", dir.display()))
@@ -112,25 +120,54 @@ fn stdin(
 fn read_dockerfile(path: &Path) -> Result<(PathBuf, Vec<u8>), Failure> {
     let fault = |error: std::io::Error, path: &Path| {
         let reason = match error.kind() {
-            std::io::ErrorKind::NotFound => "no such file or directory".to_owned(),
-            std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+            ErrorKind::NotFound => "no such file or directory".to_owned(),
+            ErrorKind::PermissionDenied => "permission denied".to_owned(),
+            ErrorKind::IsADirectory => "is a directory".to_owned(),
             _ => error.to_string(),
         };
-        Failure::input(format!("failed to read dockerfile: open {}: {reason}", file_name(path)))
+        let failure = Failure::input(format!("failed to read dockerfile: open {}: {reason}", file_name(path)));
+        dockerfile_help(failure, path, error.kind())
     };
     match std::fs::read(path) {
         Ok(bytes) => Ok((path.to_owned(), bytes)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && path.ends_with("Dockerfile") => {
+        Err(error) if error.kind() == ErrorKind::NotFound && path.ends_with("Dockerfile") => {
             let lower = path.with_file_name("dockerfile");
             match std::fs::read(&lower) {
                 Ok(bytes) => Ok((lower, bytes)),
-                Err(_) => {
-                    Err(fault(error, path).help(format!("looked for {}; name another file with -f", path.display())))
-                }
+                Err(_) => Err(fault(error, path)),
             }
         }
-        Err(error) => Err(fault(error, path).help(format!("looked for {}", path.display()))),
+        Err(error) => Err(fault(error, path)),
     }
+}
+
+/// What can be done about a Dockerfile that cannot be read.
+fn dockerfile_help(failure: Failure, path: &Path, kind: ErrorKind) -> Failure {
+    let shown = path.display();
+    match kind {
+        ErrorKind::PermissionDenied => failure.help(format!("let this user read it: chmod a+r {shown}")),
+        ErrorKind::NotFound => match similar_file(path) {
+            Some(similar) => failure
+                .help(format!("looked for {shown}"))
+                .help(format!("did you mean `-f {}`?", similar.display())),
+            None => failure.help(format!("looked for {shown}; name another file with -f")),
+        },
+        _ => failure.help(format!("looked at {shown}; name a file with -f")),
+    }
+}
+
+/// A file beside `path` that is called nearly like it, or as other builders call theirs.
+fn similar_file(path: &Path) -> Option<PathBuf> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let entries = std::fs::read_dir(dir).ok()?.flatten();
+    let names = entries.filter(|entry| entry.path().is_file()).map(|entry| entry.file_name());
+    let names: Vec<String> = names.filter_map(|name| name.into_string().ok()).collect();
+    let wanted = file_name(path);
+    let known = |name: &&str| matches!(*name, "Containerfile" | "Dockerfile");
+    let names = names.iter().map(String::as_str);
+    let similar = mistakes::nearest(&wanted, names.clone()).or_else(|| names.clone().find(known));
+    let similar = similar.or_else(|| names.filter(|name| name.starts_with("Dockerfile.")).min())?;
+    Some(path.with_file_name(similar))
 }
 
 fn read_stdin_dockerfile() -> Result<Vec<u8>, Failure> {

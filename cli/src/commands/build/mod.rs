@@ -29,6 +29,7 @@ const MAIN_CONTEXT: &str = "context";
 /// Builds, writes the product, and prints the image ID when it is all that is wanted.
 pub(crate) fn build(request: BuildRequest, global: &Global) -> Result<(), Failure> {
     let store = super::open_store(global)?;
+    let _leftovers = super::remove_leftovers(&store);
     result_files::remove_old(&request)?;
     let ui = Ui::start(request.progress, super::clock(), env::colours());
     let cancel = CancellationToken::new();
@@ -188,7 +189,8 @@ fn named_context(name: &str, value: &str, offered: &mut BTreeMap<String, Offered
     let path = std::path::Path::new(value);
     if !path.is_dir() {
         if !value.contains(':') {
-            return Err(Failure::input(format!("failed to get build context {name}: path \"{value}\" not found")));
+            return Err(Failure::input(format!("failed to get build context {name}: path \"{value}\" not found"))
+                .help("a named context is a directory, docker-image://REF, oci-layout://DIR, or a git or http(s) URL"));
         }
         return Ok(NamedContext::parse(name, value));
     }

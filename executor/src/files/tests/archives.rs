@@ -60,6 +60,25 @@ fn archives_are_unpacked_into_a_directory() {
 }
 
 #[test]
+fn operations_of_one_build_share_their_scratch_space() {
+    let bench = Bench::new();
+    bench.file("ctx/a.tar", tar(&[file("f", "one")]));
+    bench.mkdir("scratch");
+    let setting = Setting {
+        root: &bench.root(),
+        inputs: &bench.inputs(),
+        scratch: &bench.path("scratch"),
+        now: NOW,
+        cancel: &CancellationToken::new(),
+    };
+    for dest in ["/a", "/b"] {
+        let op = FileOp { actions: actions([add("/a.tar", dest)]) };
+        perform_file_op(&op, &setting, Form::Tar(&mut TarWriter::new(Vec::new()))).unwrap();
+    }
+    assert_eq!(fs::read_dir(bench.path("scratch")).unwrap().count(), 0, "nothing is left behind");
+}
+
+#[test]
 fn chown_overrides_owners_and_chmod_leaves_modes() {
     if !is_root() {
         return;

@@ -66,7 +66,7 @@ impl ImageSource {
             PullPolicy::Missing | PullPolicy::Always => match self.ask_registry(reference, platform, step).await {
                 Ok(image) => return Ok(image),
                 Err(error) => {
-                    tried.add(&format!("the registry {}", reference.registry()), &error.to_string());
+                    tried.add(&format!("the registry {}", reference.registry()), answer(&error));
                     Some(error)
                 }
             },
@@ -230,12 +230,14 @@ impl ImageSource {
 
 impl Tried {
     fn add(&mut self, place: &str, reason: &str) {
-        self.0.push(format!("{place}: {reason}"));
+        self.0.push(format!("{place} ({reason})"));
     }
 
     /// The message has the decisive reason, and all places behind it.
     fn into_error(self, reference: &ImageRef, failure: Option<Missing>) -> OpError {
         let reason = match &failure {
+            // The reference is in the sentence already.
+            Some(Missing::Registry(error)) => error.without_reference(),
             Some(failure) => failure.to_string(),
             None => format!("{reference}: not found"),
         };
@@ -246,7 +248,25 @@ impl Tried {
             Some(Missing::Store(_)) => false,
         };
         let error = if is_inputs_fault { OpError::input(message) } else { OpError::environment(message) };
-        self.0.into_iter().fold(error, |error, place| error.help(format!("tried {place}")))
+        let error = error.help(format!("tried {}", self.0.join(", ")));
+        match &failure {
+            Some(Missing::Registry(RegistryError::Unauthorized { had_credentials, attempt, .. })) => {
+                let why = if *had_credentials { "the credentials were refused; " } else { "" };
+                error.help(format!("{why}log in: docker login {}", attempt.host))
+            }
+            _ => error,
+        }
+    }
+}
+
+/// What a registry answered, in a word; the message has the rest.
+fn answer(error: &Missing) -> &'static str {
+    match error {
+        Missing::Registry(error) if error.is_not_found() => "it has no such image",
+        Missing::Registry(error) if error.is_unauthorized() => "it denied access",
+        Missing::Registry(error) if error.is_unreachable() => "it cannot be reached",
+        Missing::Platform => "it has the image for other platforms only",
+        _ => "it gave no usable image",
     }
 }
 
@@ -255,8 +275,8 @@ pub(super) fn observer(step: &Step) -> oci::registry::Observer {
     let step = step.clone();
     Arc::new(move |notice| {
         let text = match notice {
-            Notice::Retry { error, delay } => format!("error: {error}\nretrying in {delay:?}\n"),
-            Notice::Fallback { error, next_host } => format!("error: {error}\ntrying {next_host}\n"),
+            Notice::Retry { error, delay } => format!("{}, trying again in {delay:?}\n", error.without_reference()),
+            Notice::Fallback { error, next_host } => format!("{}, trying {next_host}\n", error.without_reference()),
             Notice::Credentials { host, reason } => format!("cannot use the credentials for {host}: {reason}\n"),
             Notice::Token { .. } => return,
         };

@@ -1,0 +1,248 @@
+//! Images that rbuild writes, judged by the programs that will read them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::harness::{Need, Ran, Space, find_program, succeed};
+use crate::need;
+
+/// Name of the image in every archive.
+const NAME: &str = "docker.io/library/judged:1";
+
+/// A space with the image in every form: `oci.tar`, `zstd.tar`, `plain.tar`, `docker.tar`, `layout/`, `root.tar`, `root/`.
+fn judged() -> Space {
+    let space = Space::with_busybox();
+    space.write("app/file", "data\n");
+    space.write("app/script.sh", "#!/bin/sh\n");
+    let long = "d".repeat(60);
+    let dockerfile = format!(
+        "FROM busybox\nENV A=b EMPTY=\nLABEL org.example.label=\"a value\"\nEXPOSE 80 53/udp\nVOLUME /data\nWORKDIR /w\n\
+         COPY app/ .\nCOPY --chown=12:34 --chmod=4711 app/file /owned\n\
+         RUN ln file hard && ln -s file soft && mkdir -p empty {long}/{long}/{long} && : > {long}/{long}/{long}/f \
+         && mkfifo pipe && rm /bin/wget && chown 5:6 file && touch -d '2001-02-03 04:05:06' old\n\
+         STOPSIGNAL SIGINT\nUSER 12:34\nENTRYPOINT [\"sh\", \"-c\"]\nCMD [\"echo $A $(id -u) $(pwd)\"]\n"
+    );
+    space.write("Dockerfile", dockerfile);
+    let outputs = [
+        "type=image",
+        "type=oci,dest=oci.tar",
+        "type=oci,dest=zstd.tar,compression=zstd,force-compression=true",
+        "type=oci,dest=plain.tar,compression=uncompressed,force-compression=true",
+        "type=docker,dest=docker.tar",
+        "type=oci,tar=false,dest=layout",
+        "type=tar,dest=root.tar",
+        "type=local,dest=root",
+    ];
+    let outputs = outputs.iter().flat_map(|output| ["-o", output]);
+    space.rbuild(["-q", "-t", NAME].into_iter().chain(outputs).chain(["."])).success();
+    space
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// An image config must say what `rbuild inspect` says.
+#[track_caller]
+fn check_config(config: &Value, inspected: &Value) {
+    assert_eq!(config["config"], inspected["Config"]);
+    assert_eq!(config["rootfs"]["diff_ids"], inspected["RootFS"]["Layers"]);
+    assert_eq!(config["architecture"], inspected["Architecture"]);
+    assert_eq!(config["os"], inspected["Os"]);
+    assert_eq!(config["created"], inspected["Created"]);
+    let history = config["history"].as_array().expect("history");
+    let n_layers = history.iter().filter(|entry| entry["empty_layer"] != true).count();
+    assert_eq!(n_layers, config["rootfs"]["diff_ids"].as_array().expect("layers").len());
+}
+
+/// What `docker inspect` and `podman inspect` say about an image must be what `rbuild inspect` says, where both say
+/// anything: they add fields of their own.
+#[track_caller]
+fn check_inspection(theirs: &Value, inspected: &Value) {
+    let ours = inspected["Config"].as_object().expect("object");
+    for (key, value) in ours.iter().filter(|(key, _)| *key != "ArgsEscaped") {
+        assert_eq!(&theirs["Config"][key], value, "{key}");
+    }
+    assert_eq!(theirs["RootFS"]["Layers"], inspected["RootFS"]["Layers"]);
+    assert_eq!(theirs["Architecture"], inspected["Architecture"]);
+}
+
+#[test]
+fn skopeo_reads_every_form() {
+    need!(Need::Root, Need::Program("busybox"), Need::Program("skopeo"));
+    let space = judged();
+    let inspected = space.inspect(NAME);
+    for (form, media_type) in [
+        ("oci-archive:oci.tar", "application/vnd.oci.image.layer.v1.tar+gzip"),
+        ("oci-archive:zstd.tar", "application/vnd.oci.image.layer.v1.tar+zstd"),
+        ("oci-archive:plain.tar", "application/vnd.oci.image.layer.v1.tar"),
+        ("oci:layout:1", "application/vnd.oci.image.layer.v1.tar+gzip"),
+        ("docker-archive:docker.tar", ""),
+    ] {
+        let skopeo = |args: &[&str]| {
+            succeed(Command::new("skopeo").current_dir(space.path("")).arg("--insecure-policy").args(args))
+        };
+        check_config(&json(&skopeo(&["inspect", "--config", form])), &inspected);
+        if !media_type.is_empty() {
+            let manifest = json(&skopeo(&["inspect", "--raw", form]));
+            let layers = manifest["layers"].as_array().expect("layers");
+            assert!(layers.iter().all(|layer| layer["mediaType"] == media_type), "{form}: {manifest:#}");
+            assert_eq!(manifest["config"]["digest"], inspected["Id"], "{form}");
+        }
+        // A copy reads every byte and compares every digest.
+        let copy = format!("dir:copy-{}", form.replace([':', '/', '.'], "-"));
+        skopeo(&["copy", "-q", form, &copy]);
+    }
+}
+
+#[test]
+fn umoci_unpacks_a_layout() {
+    need!(Need::Root, Need::Program("busybox"), Need::Program("umoci"));
+    let space = judged();
+    succeed(Command::new("umoci").current_dir(space.path("")).args(["unpack", "--image", "layout:1", "bundle"]));
+    assert_eq!(listing(&space.path("bundle/rootfs")), listing(&space.path("root")));
+    let runtime = json(&space.read("bundle/config.json"));
+    assert_eq!(runtime["process"]["cwd"], "/w");
+    assert_eq!(runtime["process"]["user"], serde_json::json!({ "uid": 12, "gid": 34 }));
+}
+
+#[test]
+fn gnu_tar_reads_a_root() {
+    need!(Need::Root, Need::Program("busybox"), Need::Program("tar"));
+    let space = judged();
+    std::fs::create_dir(space.path("untarred")).expect("directory");
+    let mut tar = Command::new("tar");
+    tar.current_dir(space.path("")).args(["-xpf", "root.tar", "-C", "untarred", "--numeric-owner"]);
+    succeed(&mut tar);
+    assert_eq!(listing(&space.path("untarred")), listing(&space.path("root")));
+    let names = succeed(Command::new("tar").current_dir(space.path("")).args(["-tf", "root.tar"]));
+    let n_owned = names.lines().filter(|name| name.trim_start_matches("./") == "owned").count();
+    assert_eq!(n_owned, 1, "{names}");
+    assert!(!names.contains("bin/wget"), "a removed file is in the tar");
+    assert!(!names.contains(".wh."), "a whiteout is in the tar");
+    let layer = json(&succeed(Command::new("tar").current_dir(space.path("")).args(["-xOf", "oci.tar", "index.json"])));
+    assert_eq!(layer["schemaVersion"], 2);
+}
+
+#[test]
+fn podman_loads_and_runs() {
+    need!(Need::Root, Need::Program("busybox"), Need::Program("podman"));
+    let space = judged();
+    let inspected = space.inspect(NAME);
+    let podman = |args: &[&str]| {
+        let mut podman = Command::new("podman");
+        podman.args(["--storage-driver=vfs", "--cgroup-manager=cgroupfs", "--events-backend=file"]);
+        podman.arg("--root").arg(space.path("podman/root")).arg("--runroot").arg(space.path("podman/run"));
+        podman.current_dir(space.path("")).args(args).stdin(Stdio::null());
+        Ran::of(podman.output().expect("podman starts"))
+    };
+    for archive in ["docker.tar", "oci.tar", "zstd.tar"] {
+        podman(&["load", "-q", "-i", archive]).success();
+        let theirs = json(&podman(&["image", "inspect", NAME]).success());
+        check_inspection(&theirs[0], &inspected);
+        assert_eq!(format!("sha256:{}", theirs[0]["Id"].as_str().expect("ID")), inspected["Id"], "{archive}");
+    }
+    let runtime = find_program("runc").map_or("crun", |_| "runc");
+    let ran = podman(&["--runtime", runtime, "run", "--rm", "--network=host", "--cgroups=disabled", NAME]);
+    if ran.code == 126 && ran.stderr.contains("OCI") {
+        crate::harness::note(&format!("podman runs no containers on this machine: {}", ran.stderr.trim()));
+    } else {
+        assert_eq!(ran.success(), "b 12 /w\n");
+    }
+    podman(&["rmi", "-f", NAME]).success();
+}
+
+#[test]
+fn docker_loads_and_runs() {
+    need!(Need::Root, Need::Program("busybox"), Need::Program("dockerd"), Need::Program("docker"));
+    let space = judged();
+    let inspected = space.inspect(NAME);
+    let Some(engine) = DockerEngine::start(&space) else { return };
+    engine.docker(&["load", "-q", "-i", "docker.tar"]).success();
+    let theirs = json(&engine.docker(&["image", "inspect", "judged:1"]).success());
+    check_inspection(&theirs[0], &inspected);
+    assert_eq!(theirs[0]["Id"], inspected["Id"]);
+    let ran = engine.docker(&["run", "--rm", "--network=host", "judged:1"]);
+    if ran.code == 125 {
+        crate::harness::note(&format!("docker runs no containers on this machine: {}", ran.stderr.trim()));
+    } else {
+        assert_eq!(ran.success(), "b 12 /w\n");
+    }
+    // What docker writes again is the same image.
+    engine.docker(&["save", "-o", "saved.tar", "judged:1"]).success();
+    let manifest =
+        json(&succeed(Command::new("tar").current_dir(space.path("")).args(["-xOf", "saved.tar", "manifest.json"])));
+    let config = manifest[0]["Config"].as_str().expect("name").to_owned();
+    let config = json(&succeed(Command::new("tar").current_dir(space.path("")).args(["-xOf", "saved.tar", &config])));
+    check_config(&config, &inspected);
+}
+
+/// Everything that a tree is made of, one line an entry, in order: type, mode, owner, links, size, time, target, content.
+fn listing(root: &Path) -> String {
+    let script = "cd \"$1\" && find . -mindepth 1 -type d -printf '%p %y %m %U:%G\\n' -o -mindepth 1 \
+                  -printf '%p %y %m %U:%G %n %s %T@ %l\\n' | sort && find . -type f -exec sha256sum {} + | sort -k 2";
+    succeed(Command::new("sh").args(["-c", script, "sh"]).arg(root))
+}
+
+/// A docker engine of the test's own.
+struct DockerEngine {
+    engine: Child,
+    socket: PathBuf,
+    dir: PathBuf,
+}
+
+impl DockerEngine {
+    /// `None`, with a note, when it does not start on this machine.
+    fn start(space: &Space) -> Option<Self> {
+        let dir = space.path("docker");
+        std::fs::create_dir(&dir).expect("directory");
+        // Paths of sockets are short.
+        let socket = std::env::temp_dir().join(format!("rbuild-e2e-{}.sock", std::process::id()));
+        let engine = Command::new(find_program("dockerd").expect("asked for with need!"))
+            .arg("--data-root")
+            .arg(dir.join("data"))
+            .arg("--exec-root")
+            .arg(dir.join("exec"))
+            .arg("--pidfile")
+            .arg(dir.join("pid"))
+            .arg("-H")
+            .arg(format!("unix://{}", socket.display()))
+            .args(["--iptables=false", "--ip6tables=false", "--bridge=none"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(dir.join("log")).expect("log"))
+            .spawn()
+            .expect("dockerd starts");
+        let mut this = Self { engine, socket, dir: space.path("") };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while this.docker(&["version"]).code != 0 {
+            let has_ended = this.engine.try_wait().expect("wait").is_some();
+            if has_ended || Instant::now() > deadline {
+                let log = std::fs::read_to_string(dir.join("log")).unwrap_or_default();
+                let reason = log.lines().next_back().unwrap_or_default();
+                crate::harness::note(&format!("skipped docker: its engine does not start here: {reason}"));
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        Some(this)
+    }
+
+    fn docker(&self, args: &[&str]) -> Ran {
+        let mut docker = Command::new("docker");
+        docker.arg("-H").arg(format!("unix://{}", self.socket.display())).args(args);
+        Ran::of(docker.current_dir(&self.dir).stdin(Stdio::null()).output().expect("docker starts"))
+    }
+}
+
+impl Drop for DockerEngine {
+    fn drop(&mut self) {
+        // It stops its containerd and unmounts, when asked kindly.
+        drop(Command::new("kill").arg(self.engine.id().to_string()).status());
+        drop(self.engine.wait());
+        drop(std::fs::remove_file(&self.socket));
+    }
+}
