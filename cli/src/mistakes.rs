@@ -1,8 +1,8 @@
 //! Mistakes on the command line, in our own words: what is wrong, and the flag, command or value that was probably meant.
 
+use clap::CommandFactory;
 use clap::builder::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::CommandFactory;
 
 use crate::args::Cli;
 use crate::failure::Failure;
@@ -115,7 +115,11 @@ mod tests {
             ("rbuild --frobnicate .", "unknown flag: --frobnicate", "`rbuild build --help` lists all flags"),
             ("rbuild -x .", "unknown flag: -x", "`rbuild build --help` lists all flags"),
             ("rbuild -t app", "the build context is missing", "name a directory, for instance this one: `rbuild .`"),
-            ("rbuild a b", "unexpected argument `b`: a build has one context", "quote values with spaces; a context is one PATH, URL or -"),
+            (
+                "rbuild a b",
+                "unexpected argument `b`: a build has one context",
+                "quote values with spaces; a context is one PATH, URL or -",
+            ),
             ("rbuild images --format xml", "invalid value `xml` for --format", "--format takes table, json"),
             ("rbuild --jobs many .", "invalid value `many` for --jobs", "invalid digit found in string"),
         ];

@@ -125,12 +125,13 @@ fn parse(spec: &str, tags: &[ImageRef]) -> Result<Output, Failure> {
     }
     let mut attributes = BTreeMap::new();
     for field in csv::fields(spec).map_err(|error| Failure::usage(format!("invalid --output `{spec}`: {}", error.0)))? {
-        let (key, value) = csv::pair(&field).ok_or_else(|| Failure::usage(format!("--output {spec}: invalid value {field}")).help(OUTPUT_FORM))?;
+        let (key, value) = csv::pair(&field)
+            .ok_or_else(|| Failure::usage(format!("--output {spec}: invalid value {field}")).help(OUTPUT_FORM))?;
         attributes.insert(key, value);
     }
-    let kind = attributes.remove("type").ok_or_else(|| {
-        Failure::usage(format!("--output {spec}: type is required for output")).help(OUTPUT_FORM)
-    })?;
+    let kind = attributes
+        .remove("type")
+        .ok_or_else(|| Failure::usage(format!("--output {spec}: type is required for output")).help(OUTPUT_FORM))?;
     let dest = attributes.remove("dest");
     let output = match kind.as_str() {
         "image" => Output::Image(image_options(&mut attributes, tags)?),
@@ -182,7 +183,8 @@ fn unknown_attribute(kind: &str, key: &str) -> Failure {
 fn local(dest: Option<String>) -> Result<Output, Failure> {
     match dest.as_deref() {
         None | Some("") => {
-            Err(Failure::usage("dest is required for local exporter").help("name a directory: `-o type=local,dest=out`"))
+            Err(Failure::usage("dest is required for local exporter")
+                .help("name a directory: `-o type=local,dest=out`"))
         }
         Some("-") => Err(Failure::usage("dest cannot be stdout for local exporter")
             .help("a tar goes to standard output: `-o type=tar,dest=-`")),

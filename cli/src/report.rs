@@ -55,6 +55,12 @@ fn render(report: &Report) -> String {
 /// The next step for what the operating system refuses, told by the number or the words at the end of its text.
 fn os_advice(message: &str) -> Option<&'static str> {
     let is = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
+    // Here, "no space" and "not permitted" are about settings of the kernel.
+    if is(&["cannot make namespaces"]) {
+        return Some(
+            "the kernel allows no namespaces: look at /proc/sys/user/max_*_namespaces, and run rbuild as root",
+        );
+    }
     if is(&["(os error 28)", "(os error 122)", "database or disk is full"]) {
         return Some("free space with `rbuild prune`, or use a store on another disk with --store DIR");
     }

@@ -258,8 +258,9 @@ fn secret(spec: &str) -> Result<SecretArg, Failure> {
     };
     if let SecretSource::File(path) = &source {
         let missing = |error| {
-            Failure::input(format!("--secret {spec}: failed to stat {}: {error}", path.display()))
-                .help(format!("write the secret to that file, or take it from a variable: --secret id={id},env=VARIABLE"))
+            Failure::input(format!("--secret {spec}: failed to stat {}: {error}", path.display())).help(format!(
+                "write the secret to that file, or take it from a variable: --secret id={id},env=VARIABLE"
+            ))
         };
         let size = std::fs::metadata(path).map_err(missing)?.len();
         if size > MAX_SECRET_BYTES {

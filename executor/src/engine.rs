@@ -87,7 +87,8 @@ impl Engine {
     pub fn new(parts: EngineParts) -> Result<Self, OpError> {
         let lease = parts.store.lease()?;
         let scratch = parts.store.scratch_dir()?;
-        let packer = Packer::new(parts.store.clone(), parts.images.clone(), parts.progress.clone(), parts.cancel.clone());
+        let packer =
+            Packer::new(parts.store.clone(), parts.images.clone(), parts.progress.clone(), parts.cancel.clone());
         let open = |(name, offered): (&String, &OfferedDir)| {
             (name.clone(), Opened { offered: offered.clone(), context: OnceLock::new() })
         };

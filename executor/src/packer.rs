@@ -92,7 +92,9 @@ impl Packer {
     /// The job of the top layer of `chain`, begun when nobody has asked before.
     fn job(&self, chain: &Chain, wanted: Wanted) -> Job {
         let Some(top) = chain.layers().last() else {
-            return futures_util::future::ready(Err(OpError::internal("a chain without layers was packed"))).boxed().shared();
+            return futures_util::future::ready(Err(OpError::internal("a chain without layers was packed")))
+                .boxed()
+                .shared();
         };
         let mut jobs = self.inner.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         let job = jobs.entry((top.id.clone(), wanted)).or_insert_with(|| {
@@ -130,7 +132,9 @@ async fn pack(inner: Arc<Inner>, chain: Chain, wanted: Wanted) -> Result<PackedL
     }
     let below = match info.tree {
         // They are there: the tree was made on top of them, and the lease keeps them. Nothing will be shown.
-        Some(_) => inner.images.ensure_trees(&Chain::new(below.to_vec()), &Progress::silent().start(""), &inner.cancel).await?,
+        Some(_) => {
+            inner.images.ensure_trees(&Chain::new(below.to_vec()), &Progress::silent().start(""), &inner.cancel).await?
+        }
         None => Vec::new(),
     };
     let work = move || pack_blocking(&inner, &info, &below, wanted);
@@ -184,7 +188,9 @@ fn pack_blocking(
     let store = &inner.store;
     let codecs = if wanted.codec == Codec::Plain { Vec::new() } else { vec![wanted.codec] };
     let fault = |error: crate::layer::TreeError| OpError::environment(format!("cannot pack a layer: {error}"));
-    let mut sink = LayerSink::new(store, &PackOptions { keep_plain: wanted.codec == Codec::Plain && wanted.store_plain, codecs }).map_err(fault)?;
+    let mut sink =
+        LayerSink::new(store, &PackOptions { keep_plain: wanted.codec == Codec::Plain && wanted.store_plain, codecs })
+            .map_err(fault)?;
     if let Some(tree) = &info.tree {
         let lower = RootView::open(below).map_err(|error| OpError::environment(error.to_string()))?;
         let mut tar = TarWriter::new(Cancellable { inner: &mut sink, cancel: &inner.cancel });
@@ -205,7 +211,12 @@ fn pack_blocking(
 }
 
 /// Sends a stored tar, plain or compressed, through the sink.
-fn stream_tar(store: &Store, info: &LayerInfo, sink: &mut LayerSink, cancel: &CancellationToken) -> Result<(), OpError> {
+fn stream_tar(
+    store: &Store,
+    info: &LayerInfo,
+    sink: &mut LayerSink,
+    cancel: &CancellationToken,
+) -> Result<(), OpError> {
     let mut tar = open_tar(store, info)?;
     let mut buffer = vec![0; READ_BYTES];
     loop {

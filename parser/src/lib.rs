@@ -56,7 +56,9 @@ pub fn parse(text: &[u8]) -> Result<Dockerfile, ParseError> {
     }
     let lexed = lexer::lex(text).map_err(gather)?;
     if lexed.lines.is_empty() {
-        return Err(ParseError::new("file with no instructions").at(LineRange::line(lexed.n_physical_lines)).help(FIRST_STEP));
+        return Err(ParseError::new("file with no instructions")
+            .at(LineRange::line(lexed.n_physical_lines))
+            .help(FIRST_STEP));
     }
     let (syntax, check) = directive::detect(text);
     let mut builder = Builder::new(Directives { syntax, escape: lexed.escape, check }, lexed.faults);

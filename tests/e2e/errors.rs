@@ -4,7 +4,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use crate::harness::{LoopDisk, Need, Ran, Space, free_port};
+use crate::harness::{LoopDisk, Need, Ran, Space, free_port, rbuild_bin};
 use crate::need;
 
 /// Exit codes.
@@ -525,4 +525,23 @@ fn a_store_that_is_no_directory() {
             &ran.stderr,
         );
     }
+}
+
+#[test]
+fn a_kernel_that_makes_no_namespaces() {
+    need!(Need::Root, Need::Program("busybox"), Need::Program("unshare"));
+    let space = Space::with_busybox();
+    space.write("step/Dockerfile", "FROM busybox\nRUN true\n");
+    // The limit holds below the user namespace in which it is set.
+    let script = "echo 0 > /proc/sys/user/max_mnt_namespaces && exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "sh", "-c", script, "sh"]).arg(rbuild_bin());
+    command.current_dir(space.path("")).arg("--store").arg(space.store()).arg("step").env("NO_COLOR", "1");
+    let ran = Ran::of(command.output().expect("unshare starts"));
+    assert_eq!(ran.code, ENVIRONMENT, "{}", ran.stderr);
+    let report = Report::of(&ran);
+    assert_eq!(report.marked, [2]);
+    assert!(report.message.contains("cannot make namespaces"), "{}", report.message);
+    report.check_help(&["the kernel allows no namespaces: …"], &ran.stderr);
+    still_builds(&space);
 }

@@ -29,7 +29,11 @@ pub(crate) fn demo() -> Result<()> {
     let output = format!("type=oci,dest={}", archive.display());
     show(&rbuild, &store, &["-t", "app:1.0", "--secret", &secret, "-o", &output, &application.to_string_lossy()])?;
     say(&format!("\nthe image as an OCI archive: {}", archive.display()));
-    say(&format!("try it yourself: {} --store {} run --rm -it --entrypoint bash app:1.0", rbuild.display(), store.display()));
+    say(&format!(
+        "try it yourself: {} --store {} run --rm -it --entrypoint bash app:1.0",
+        rbuild.display(),
+        store.display()
+    ));
     Ok(())
 }
 

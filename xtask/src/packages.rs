@@ -38,7 +38,13 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     say(&format!("installing {list}"));
     let apt = |args: &[&str]| {
         let mut command = std::process::Command::new("apt-get");
-        run_command(command.env("DEBIAN_FRONTEND", "noninteractive").args(["-qq", "-o", "Dpkg::Use-Pty=0"]).args(args).stdout(std::io::stderr()))
+        run_command(
+            command
+                .env("DEBIAN_FRONTEND", "noninteractive")
+                .args(["-qq", "-o", "Dpkg::Use-Pty=0"])
+                .args(args)
+                .stdout(std::io::stderr()),
+        )
     };
     apt(&["update"])?;
     let mut install = vec!["install", "--yes", "--no-install-recommends"];

@@ -39,14 +39,16 @@ impl Archive {
     /// [`ExportError`]; a blob that the store has lost.
     pub fn write_tar(&self, store: &Store, out: impl Write) -> Result<(), ExportError> {
         let mut tar = TarWriter::new(BufWriter::with_capacity(BUFFER_BYTES, out));
-        let fault = |error: oci::layer::LayerError| ExportError::io("write", "the archive", std::io::Error::other(error));
+        let fault =
+            |error: oci::layer::LayerError| ExportError::io("write", "the archive", std::io::Error::other(error));
         for directory in ["blobs", "blobs/sha256"] {
             let entry = Entry { mode: 0o755, ..Entry::new(directory.as_bytes(), EntryKind::Directory) };
             tar.append_bytes(&entry, &[]).map_err(fault)?;
         }
         for (digest, content) in self.blobs() {
             let path = format!("blobs/sha256/{}", digest.hex());
-            let regular = |size_bytes| Entry { mode: 0o444, ..Entry::new(path.as_bytes(), EntryKind::Regular { size_bytes }) };
+            let regular =
+                |size_bytes| Entry { mode: 0o444, ..Entry::new(path.as_bytes(), EntryKind::Regular { size_bytes }) };
             match content {
                 Content::Bytes(bytes) => tar.append_bytes(&regular(bytes.len() as u64), bytes).map_err(fault)?,
                 Content::Stored(size_bytes) => {
@@ -92,7 +94,8 @@ impl Archive {
         }
         let lock_path = dest.join("index.json.lock");
         let lock = File::create(&lock_path).map_err(|error| ExportError::io("create", &lock_path, error))?;
-        rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(|error| ExportError::io("lock", &lock_path, error))?;
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive)
+            .map_err(|error| ExportError::io("lock", &lock_path, error))?;
         let index = dest.join("index.json");
         let known = std::fs::read(&index).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
         let known = known.and_then(|index| index["manifests"].as_array().cloned()).unwrap_or_default();
@@ -106,7 +109,8 @@ impl Archive {
     /// Every blob once, in the order of the digests.
     fn blobs(&self) -> BTreeMap<Digest, Content<'_>> {
         let documents = &self.documents;
-        let layers = documents.parsed.layers.iter().map(|layer| (layer.digest.clone(), Content::Stored(layer.size_bytes)));
+        let layers =
+            documents.parsed.layers.iter().map(|layer| (layer.digest.clone(), Content::Stored(layer.size_bytes)));
         let config = (documents.config_digest().clone(), Content::Bytes(&documents.config));
         let manifest = (documents.descriptor().digest, Content::Bytes(&documents.manifest));
         layers.chain([config, manifest]).collect()

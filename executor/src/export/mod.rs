@@ -9,8 +9,8 @@ use std::path::PathBuf;
 
 use crate::view::ViewError;
 
-pub use assemble::{AssembledLayer, Assembly, ImageDocuments, MediaTypes, assemble};
 pub use archive::Archive;
+pub use assemble::{AssembledLayer, Assembly, ImageDocuments, MediaTypes, assemble};
 pub use local::{Exported, export_local};
 pub use tar::export_tar;
 

@@ -71,8 +71,7 @@ impl<W: Write> Export<W> {
             (None, NodeKind::BlockDevice) => EntryKind::Block { major, minor },
         };
         let xattrs = dir.xattrs(name)?.unwrap_or_default().into_iter();
-        let xattrs: Vec<Xattr> =
-            xattrs.map(|(name, value)| Xattr { name: name.as_bytes().to_vec(), value }).collect();
+        let xattrs: Vec<Xattr> = xattrs.map(|(name, value)| Xattr { name: name.as_bytes().to_vec(), value }).collect();
         let entry = Entry {
             mode: node.meta.mode,
             uid: node.meta.uid,

@@ -61,7 +61,9 @@ pub(super) fn evaluate(
 /// Says how variables without a value get one.
 pub(super) fn give_a_value(fault: PlanError, unset: &[String]) -> PlanError {
     unset.iter().fold(fault, |fault, name| {
-        fault.help(format!("`{name}` has no value: write `ARG {name}=VALUE` before the first FROM, or pass --build-arg {name}=VALUE"))
+        fault.help(format!(
+            "`{name}` has no value: write `ARG {name}=VALUE` before the first FROM, or pass --build-arg {name}=VALUE"
+        ))
     })
 }
 

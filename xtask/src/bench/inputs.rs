@@ -97,8 +97,7 @@ pub(crate) fn steps() -> String {
 
 /// Four stages of two seconds, joined.
 pub(crate) fn stages() -> String {
-    let stages: String =
-        (1..=4).map(|n| format!("FROM busybox AS s{n}\nRUN sleep 2; echo {n} > /o{n}\n")).collect();
+    let stages: String = (1..=4).map(|n| format!("FROM busybox AS s{n}\nRUN sleep 2; echo {n} > /o{n}\n")).collect();
     let copies: String = (1..=4).map(|n| format!("COPY --from=s{n} /o{n} /\n")).collect();
     format!("{stages}FROM scratch\n{copies}")
 }
@@ -122,8 +121,22 @@ fn generate_once(context: &Path, generate: impl FnOnce(&Path) -> Result<()>) -> 
 
 fn javascript(random: &mut Random, bytes: usize) -> Vec<u8> {
     const WORDS: [&str; 16] = [
-        "function", "return", "const", "value", "index", "options", "callback", "module", "require", "exports",
-        "prototype", "length", "undefined", "Promise", "async", "buffer",
+        "function",
+        "return",
+        "const",
+        "value",
+        "index",
+        "options",
+        "callback",
+        "module",
+        "require",
+        "exports",
+        "prototype",
+        "length",
+        "undefined",
+        "Promise",
+        "async",
+        "buffer",
     ];
     let mut text = Vec::with_capacity(bytes + 80);
     while text.len() < bytes {
@@ -136,7 +149,8 @@ fn javascript(random: &mut Random, bytes: usize) -> Vec<u8> {
 }
 
 fn noise(random: &mut Random, bytes: usize) -> Vec<u8> {
-    let mut data: Vec<u8> = std::iter::repeat_with(|| random.next().to_le_bytes()).take(bytes / 8 + 1).flatten().collect();
+    let mut data: Vec<u8> =
+        std::iter::repeat_with(|| random.next().to_le_bytes()).take(bytes / 8 + 1).flatten().collect();
     data.truncate(bytes);
     data
 }
@@ -147,8 +161,12 @@ fn log_lines(random: &mut Random, bytes: usize) -> Vec<u8> {
     while text.len() < bytes {
         second += random.next() % 3;
         let (id, ms) = (random.next() % 100_000, random.next() % 900);
-        let line = format!("2026-01-01T{:02}:{:02}:{:02}Z INFO request id={id} path=/api/v1/items status=200 took={ms}ms\n",
-            second / 3600 % 24, second / 60 % 60, second % 60);
+        let line = format!(
+            "2026-01-01T{:02}:{:02}:{:02}Z INFO request id={id} path=/api/v1/items status=200 took={ms}ms\n",
+            second / 3600 % 24,
+            second / 60 % 60,
+            second % 60
+        );
         text.extend_from_slice(line.as_bytes());
     }
     text.truncate(bytes);

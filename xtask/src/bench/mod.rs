@@ -79,8 +79,12 @@ fn workloads(work: &Path) -> Result<Vec<Workload>> {
     let one = inputs::dockerfile(work, "one-step", "FROM busybox\nRUN echo x\n")?;
     let tar_floor = |context: &Path| Some(format!("tar c -C {} files | sha256sum", context.display()));
     let stat_floor = Some(format!("find {} -printf '%s %T@\\n' > /dev/null", many.display()));
-    let row = |name, context: &PathBuf, product, cache, floor| {
-        Workload { name, context: context.clone(), product, cache, floor }
+    let row = |name, context: &PathBuf, product, cache, floor| Workload {
+        name,
+        context: context.clone(),
+        product,
+        cache,
+        floor,
     };
     use Cache::{Cold, OneChanged, Warm};
     use Product::{Archive, LocalImage};
@@ -168,7 +172,9 @@ impl Runner<'_> {
         command.arg("--store").arg(self.store()).args(["--progress=plain", "--network=host", "--allow=network.host"]);
         match workload.product {
             Product::LocalImage => command.args(["-t", "bench"]),
-            Product::Archive => command.arg("-o").arg(format!("type=oci,dest={}", self.work.join("ours.tar").display())),
+            Product::Archive => {
+                command.arg("-o").arg(format!("type=oci,dest={}", self.work.join("ours.tar").display()))
+            }
         };
         command.arg(&workload.context);
         command
@@ -205,6 +211,11 @@ fn export_busybox(rbuild: &Path, tar: &Path) -> Result<()> {
     std::fs::create_dir_all(&context)?;
     std::fs::write(context.join("Dockerfile"), "FROM busybox\n")?;
     let mut build = Command::new(rbuild);
-    build.arg("--store").arg(bases::store_dir()).args(["-q", "-o"]).arg(format!("type=tar,dest={}", tar.display())).arg(context);
+    build
+        .arg("--store")
+        .arg(bases::store_dir())
+        .args(["-q", "-o"])
+        .arg(format!("type=tar,dest={}", tar.display()))
+        .arg(context);
     run_command(&mut build)
 }

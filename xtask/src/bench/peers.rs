@@ -111,10 +111,13 @@ impl Peer for Buildah {
 
     fn build(&self, context: &Path, product: Product, cold: bool) -> Command {
         let cache = if cold { "--no-cache" } else { "" };
-        let build = format!("buildah bud --layers --isolation=oci --network=host -q {cache} -t bench {}", context.display());
+        let build =
+            format!("buildah bud --layers --isolation=oci --network=host -q {cache} -t bench {}", context.display());
         let text = match product {
             Product::LocalImage => build,
-            Product::Archive => format!("rm -f {0}; {build} && buildah push -q bench oci-archive:{0}", self.archive.display()),
+            Product::Archive => {
+                format!("rm -f {0}; {build} && buildah push -q bench oci-archive:{0}", self.archive.display())
+            }
         };
         let mut command = Command::new("sh");
         command.args(["-ec", &text]);

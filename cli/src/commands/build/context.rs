@@ -147,9 +147,9 @@ fn dockerfile_help(failure: Failure, path: &Path, kind: ErrorKind) -> Failure {
     match kind {
         ErrorKind::PermissionDenied => failure.help(format!("let this user read it: chmod a+r {shown}")),
         ErrorKind::NotFound => match similar_file(path) {
-            Some(similar) => failure
-                .help(format!("looked for {shown}"))
-                .help(format!("did you mean `-f {}`?", similar.display())),
+            Some(similar) => {
+                failure.help(format!("looked for {shown}")).help(format!("did you mean `-f {}`?", similar.display()))
+            }
             None => failure.help(format!("looked for {shown}; name another file with -f")),
         },
         _ => failure.help(format!("looked at {shown}; name a file with -f")),

@@ -190,7 +190,9 @@ fn named_context(name: &str, value: &str, offered: &mut BTreeMap<String, Offered
     if !path.is_dir() {
         if !value.contains(':') {
             return Err(Failure::input(format!("failed to get build context {name}: path \"{value}\" not found"))
-                .help("a named context is a directory, docker-image://REF, oci-layout://DIR, or a git or http(s) URL"));
+                .help(
+                    "a named context is a directory, docker-image://REF, oci-layout://DIR, or a git or http(s) URL",
+                ));
         }
         return Ok(NamedContext::parse(name, value));
     }

@@ -48,7 +48,9 @@ pub(crate) fn runner(store: &Store, secrets: &[SecretArg], ssh: &[SshArg]) -> Re
 fn socket(path: &Path) -> Result<PathBuf, Failure> {
     let meta = std::fs::metadata(path)
         .map_err(|error| Failure::input(format!("--ssh: failed to stat {}: {error}", path.display())))
-        .map_err(|failure| failure.help("name the socket of an agent, or `--ssh default` for the one of SSH_AUTH_SOCK"))?;
+        .map_err(|failure| {
+            failure.help("name the socket of an agent, or `--ssh default` for the one of SSH_AUTH_SOCK")
+        })?;
     if !meta.file_type().is_socket() {
         return Err(Failure::input(format!("--ssh: {} is not the socket of an agent", path.display())).help(format!(
             "give the key to an agent: eval $(ssh-agent); ssh-add {}; then --ssh default",
