@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use serde_json::Value;
 
 /// The program under test: `$RBUILD_BIN`, else the release build, else the debug build.
-pub fn rbuild_bin() -> PathBuf {
+pub(crate) fn rbuild_bin() -> PathBuf {
     static BIN: OnceLock<PathBuf> = OnceLock::new();
     BIN.get_or_init(|| {
         if let Some(bin) = env("RBUILD_BIN") {
@@ -42,7 +42,7 @@ macro_rules! need {
 
 /// Something that a test cannot do without.
 #[derive(Clone, Copy)]
-pub enum Need {
+pub(crate) enum Need {
     /// Root, with overlayfs.
     Root,
     /// A program on the path.
@@ -55,7 +55,7 @@ pub enum Need {
 
 impl Need {
     /// Why it is not there; `None` when it is.
-    pub fn lacking(self) -> Option<String> {
+    pub(crate) fn lacking(self) -> Option<String> {
         match self {
             Self::Root => (!is_root()).then(|| "needs root".to_owned()),
             Self::Program(name) => find_program(name).is_none().then(|| format!("needs the program {name}")),
@@ -67,7 +67,7 @@ impl Need {
 
 /// A line for the person who watches the tests.
 #[expect(clippy::print_stderr, reason = "the reason of a skip must be seen")]
-pub fn note(text: &str) {
+pub(crate) fn note(text: &str) {
     eprintln!("{text}");
 }
 
@@ -76,14 +76,14 @@ fn is_root() -> bool {
 }
 
 /// Path of a program, daemons' directories included.
-pub fn find_program(name: &str) -> Option<PathBuf> {
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = env("PATH").unwrap_or_default();
     let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
     dirs.map(|dir| dir.join(name)).find(|program| program.is_file())
 }
 
 /// The store with the base images, if it has been made.
-pub fn shared_store() -> Option<PathBuf> {
+pub(crate) fn shared_store() -> Option<PathBuf> {
     let named = env("RBUILD_TEST_STORE").map(PathBuf::from);
     let exe = std::env::current_exe().ok()?;
     let default = exe.ancestors().nth(4).map(|target| target.join("xtask/store"));
@@ -91,18 +91,18 @@ pub fn shared_store() -> Option<PathBuf> {
 }
 
 /// The root of the workspace.
-pub fn workspace() -> PathBuf {
+pub(crate) fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests lie in the workspace").to_owned()
 }
 
 /// A place to work in: a directory, and a store (its own, or the shared one).
-pub struct Space {
+pub(crate) struct Space {
     dir: tempfile::TempDir,
     store: PathBuf,
 }
 
 /// How a run of the program ended.
-pub struct Ran {
+pub(crate) struct Ran {
     /// Exit code; 128 + n for signal n.
     pub code: i32,
     /// Standard output.
@@ -113,20 +113,20 @@ pub struct Ran {
 
 impl Space {
     /// A fresh directory with an empty store of its own.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir_in(scratch_root()).expect("temp dir");
         let store = dir.path().join("store");
         Self { dir, store }
     }
 
     /// A fresh directory and the store with the base images.
-    pub fn shared() -> Self {
+    pub(crate) fn shared() -> Self {
         let dir = tempfile::tempdir_in(scratch_root()).expect("temp dir");
         Self { dir, store: shared_store().expect("asked for with need!(Need::Bases)") }
     }
 
     /// A fresh directory and a store of its own that knows `busybox`.
-    pub fn with_busybox() -> Self {
+    pub(crate) fn with_busybox() -> Self {
         let space = Self::new();
         let root = space.path("busybox/rootfs");
         let script = workspace().join("testdata/bases/busybox/rootfs.sh");
@@ -139,29 +139,29 @@ impl Space {
     }
 
     /// A path in the directory.
-    pub fn path(&self, relative: &str) -> PathBuf {
+    pub(crate) fn path(&self, relative: &str) -> PathBuf {
         self.dir.path().join(relative)
     }
 
     /// Directory of the store.
-    pub fn store(&self) -> &Path {
+    pub(crate) fn store(&self) -> &Path {
         &self.store
     }
 
     /// Writes a file, with the directories it needs.
-    pub fn write(&self, relative: &str, content: impl AsRef<[u8]>) {
+    pub(crate) fn write(&self, relative: &str, content: impl AsRef<[u8]>) {
         let path = self.path(relative);
         std::fs::create_dir_all(path.parent().expect("parent")).expect("directories");
         std::fs::write(path, content).expect("write");
     }
 
     /// Reads a file.
-    pub fn read(&self, relative: &str) -> String {
+    pub(crate) fn read(&self, relative: &str) -> String {
         std::fs::read_to_string(self.path(relative)).expect(relative)
     }
 
     /// The program in this directory, on this store, not yet started.
-    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+    pub(crate) fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(rbuild_bin());
         command.current_dir(self.dir.path()).env("RBUILD_STORE", &self.store).env_remove("SOURCE_DATE_EPOCH");
         command.env("NO_COLOR", "1").args(args).stdin(Stdio::null());
@@ -169,12 +169,12 @@ impl Space {
     }
 
     /// Runs the program.
-    pub fn rbuild<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Ran {
+    pub(crate) fn rbuild<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Ran {
         Ran::of(self.command(args).output().expect("rbuild starts"))
     }
 
     /// Makes a directory in which everybody may write; returns its path.
-    pub fn open_dir(&self, name: &str) -> String {
+    pub(crate) fn open_dir(&self, name: &str) -> String {
         let dir = self.path(name);
         std::fs::create_dir_all(&dir).expect("directory");
         std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("chmod");
@@ -182,7 +182,7 @@ impl Space {
     }
 
     /// Runs the program as a user without any rights, who may look into the directory.
-    pub fn as_nobody(&self, args: &[&str]) -> Ran {
+    pub(crate) fn as_nobody(&self, args: &[&str]) -> Ran {
         let dir = self.dir.path();
         std::fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("chmod");
         let mut command = Command::new("setpriv");
@@ -192,14 +192,14 @@ impl Space {
     }
 
     /// Builds `dockerfile` with this directory as the context; returns the image ID.
-    pub fn build(&self, dockerfile: &str, args: &[&str]) -> String {
+    pub(crate) fn build(&self, dockerfile: &str, args: &[&str]) -> String {
         self.write("Dockerfile", dockerfile);
         let ran = self.rbuild(["-q", "."].iter().chain(args));
         ran.success().trim().to_owned()
     }
 
     /// Builds `dockerfile`, which must fail; returns how.
-    pub fn build_fails(&self, dockerfile: &str, args: &[&str]) -> Ran {
+    pub(crate) fn build_fails(&self, dockerfile: &str, args: &[&str]) -> Ran {
         self.write("Dockerfile", dockerfile);
         let ran = self.rbuild(["--progress=plain", "."].iter().chain(args));
         assert_ne!(ran.code, 0, "the build must fail:\n{}", ran.stderr);
@@ -207,12 +207,12 @@ impl Space {
     }
 
     /// Runs a command in an image and returns its output.
-    pub fn run_in(&self, image: &str, command: &[&str]) -> String {
+    pub(crate) fn run_in(&self, image: &str, command: &[&str]) -> String {
         self.rbuild(["run", "--rm", image].iter().chain(command)).success()
     }
 
     /// `rbuild inspect` of one image.
-    pub fn inspect(&self, image: &str) -> Value {
+    pub(crate) fn inspect(&self, image: &str) -> Value {
         let text = self.rbuild(["inspect", image]).success();
         let mut list: Vec<Value> = serde_json::from_str(&text).expect("inspect prints JSON");
         list.swap_remove(0)
@@ -221,7 +221,7 @@ impl Space {
 
 impl Ran {
     /// What a finished process left.
-    pub fn of(output: Output) -> Self {
+    pub(crate) fn of(output: Output) -> Self {
         let signal = std::os::unix::process::ExitStatusExt::signal(&output.status).unwrap_or(0);
         Self {
             code: output.status.code().unwrap_or(128 + signal),
@@ -232,13 +232,13 @@ impl Ran {
 
     /// Standard output of a run that must have succeeded.
     #[track_caller]
-    pub fn success(self) -> String {
+    pub(crate) fn success(self) -> String {
         assert_eq!(self.code, 0, "exit code {}\n{}\n{}", self.code, self.stdout, self.stderr);
         self.stdout
     }
 
     /// How often a line of the progress ends like this: `CACHED`, `DONE`.
-    pub fn count(&self, word: &str) -> usize {
+    pub(crate) fn count(&self, word: &str) -> usize {
         self.stderr.lines().filter(|line| line.starts_with('#') && line.split(' ').nth(1) == Some(word)).count()
     }
 }
@@ -252,7 +252,7 @@ fn scratch_root() -> PathBuf {
 }
 
 /// An ssh server on loopback with a private git repository, and an agent that holds the key to it.
-pub struct Sshd {
+pub(crate) struct Sshd {
     server: std::process::Child,
     agent: std::process::Child,
     port: u16,
@@ -261,7 +261,7 @@ pub struct Sshd {
 
 impl Sshd {
     /// Starts both; everything they use lies in the space.
-    pub fn start(space: &Space) -> Self {
+    pub(crate) fn start(space: &Space) -> Self {
         let dir = space.path("sshd");
         std::fs::create_dir_all(&dir).expect("directory");
         let port = free_port();
@@ -299,12 +299,12 @@ impl Sshd {
     }
 
     /// Variables that the client of the agent needs.
-    pub fn environment(&self) -> [(&'static str, PathBuf); 1] {
+    pub(crate) fn environment(&self) -> [(&'static str, PathBuf); 1] {
         [("SSH_AUTH_SOCK", self.socket.clone())]
     }
 
     /// Flags that tell the Dockerfile where the server is.
-    pub fn build_args(&self) -> [String; 2] {
+    pub(crate) fn build_args(&self) -> [String; 2] {
         ["--build-arg".to_owned(), format!("SSHD_PORT={}", self.port)]
     }
 }
@@ -319,14 +319,14 @@ impl Drop for Sshd {
 }
 
 /// A port of loopback that nobody listens on.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("loopback");
     listener.local_addr().expect("address").port()
 }
 
 /// Waits up to ten seconds.
 #[track_caller]
-pub fn wait_for(condition: impl Fn() -> bool) {
+pub(crate) fn wait_for(condition: impl Fn() -> bool) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while !condition() {
         assert!(std::time::Instant::now() < deadline, "waited for ten seconds");
@@ -335,13 +335,13 @@ pub fn wait_for(condition: impl Fn() -> bool) {
 }
 
 /// A small file system in a file, for disks that are full or read-only.
-pub struct LoopDisk {
+pub(crate) struct LoopDisk {
     mount: PathBuf,
 }
 
 impl LoopDisk {
     /// Makes one of so many MiB and mounts it in the space.
-    pub fn new(space: &Space, mebibytes: u64) -> Self {
+    pub(crate) fn new(space: &Space, mebibytes: u64) -> Self {
         let (image, mount) = (space.path("disk.img"), space.path("disk"));
         std::fs::create_dir(&mount).expect("mount point");
         let file = std::fs::File::create(&image).expect("image");
@@ -352,13 +352,13 @@ impl LoopDisk {
     }
 
     /// Where it is mounted.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.mount
     }
 
     /// Changes its options, such as `ro`.
     #[track_caller]
-    pub fn remount(&self, options: &str) {
+    pub(crate) fn remount(&self, options: &str) {
         succeed(Command::new("mount").arg("-o").arg(format!("remount,{options}")).arg(&self.mount));
     }
 }
@@ -371,30 +371,30 @@ impl Drop for LoopDisk {
 
 /// Runs a command that must succeed; returns its standard output.
 #[track_caller]
-pub fn succeed(command: &mut Command) -> String {
+pub(crate) fn succeed(command: &mut Command) -> String {
     let ran = Ran::of(command.stdin(Stdio::null()).output().expect("program starts"));
     assert_eq!(ran.code, 0, "{command:?}\n{}\n{}", ran.stdout, ran.stderr);
     ran.stdout
 }
 
 /// A registry on loopback, with plain HTTP. Its files lie in the space.
-pub struct Registry {
+pub(crate) struct Registry {
     server: std::process::Child,
     port: u16,
     dir: PathBuf,
 }
 
 /// A user of a [`Registry`] that asks for one, and the password.
-pub const REGISTRY_USER: (&str, &str) = ("builder", "hunter2");
+pub(crate) const REGISTRY_USER: (&str, &str) = ("builder", "hunter2");
 
 impl Registry {
     /// Starts one that serves everybody.
-    pub fn start(space: &Space) -> Self {
+    pub(crate) fn start(space: &Space) -> Self {
         Self::on_port(space, free_port(), "")
     }
 
     /// Starts one that serves [`REGISTRY_USER`] only.
-    pub fn with_password(space: &Space) -> Self {
+    pub(crate) fn with_password(space: &Space) -> Self {
         let (user, password) = REGISTRY_USER;
         space.write("registry/htpasswd", succeed(Command::new("htpasswd").args(["-Bbn", user, password])));
         let file = space.path("registry/htpasswd");
@@ -423,24 +423,24 @@ impl Registry {
     }
 
     /// Stops answering; what was pushed stays.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         drop(self.server.kill());
         drop(self.server.wait());
     }
 
     /// `127.0.0.1:PORT`.
-    pub fn host(&self) -> String {
+    pub(crate) fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
     /// The port.
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
     /// Copies an image there with skopeo, byte for byte; returns its reference.
     #[track_caller]
-    pub fn push(&self, space: &Space, from: &str, name: &str) -> String {
+    pub(crate) fn push(&self, space: &Space, from: &str, name: &str) -> String {
         let reference = format!("{}/{name}", self.host());
         let mut skopeo = Command::new("skopeo");
         skopeo.current_dir(space.path("")).args(["--insecure-policy", "copy", "-q", "--all", "--preserve-digests"]);
@@ -450,7 +450,7 @@ impl Registry {
     }
 
     /// The file in which the registry keeps a blob.
-    pub fn blob(&self, digest: &str) -> PathBuf {
+    pub(crate) fn blob(&self, digest: &str) -> PathBuf {
         let hex = digest.strip_prefix("sha256:").expect("digest");
         self.dir.join("docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data")
     }
