@@ -119,8 +119,13 @@ async fn pack(inner: Arc<Inner>, chain: Chain, wanted: Wanted) -> Result<PackedL
     if let Some(packed) = already_packed(&inner.store, &info, wanted)? {
         return Ok(packed);
     }
-    // A pulled layer may not be here at all; one that was built has some form here.
-    if info.tree.is_none() && !info.has_tar {
+    // A pulled layer may not be here, and a tree does not give the bytes of its tar again: tars of others may name a
+    // file twice, or in another order. One that was built has some form here.
+    let lacks_bytes = match &info.diff_id {
+        Some(diff_id) if is_foreign(&info) => inner.store.find_blobs(diff_id)?.is_empty(),
+        _ => info.tree.is_none() && !info.has_tar,
+    };
+    if lacks_bytes {
         let diff_id = info.diff_id.as_ref().ok_or_else(|| OpError::internal("a layer without any form was packed"))?;
         let step = inner.progress.start(format!("[internal] fetch layer {diff_id}"));
         let fetched = inner.images.ensure_blob(diff_id, &step, &inner.cancel).await;
@@ -130,7 +135,7 @@ async fn pack(inner: Arc<Inner>, chain: Chain, wanted: Wanted) -> Result<PackedL
             return Ok(packed);
         }
     }
-    let below = match info.tree {
+    let below = match own_tree(&info) {
         // They are there: the tree was made on top of them, and the lease keeps them. Nothing will be shown.
         Some(_) => {
             inner.images.ensure_trees(&Chain::new(below.to_vec()), &Progress::silent().start(""), &inner.cancel).await?
@@ -152,6 +157,16 @@ fn outcome<T>(result: &Result<T, OpError>) -> Outcome {
     }
 }
 
+/// Whether the layer came from elsewhere, as a blob.
+fn is_foreign(info: &LayerInfo) -> bool {
+    info.diff_id.as_ref().is_some_and(|diff_id| info.layer.content == cache::ContentDigest::of_diff_id(diff_id))
+}
+
+/// The tree that the layer's tar is made of.
+fn own_tree(info: &LayerInfo) -> Option<&std::path::PathBuf> {
+    info.tree.as_ref().filter(|_| !is_foreign(info))
+}
+
 /// What can be had without any work.
 fn already_packed(store: &Store, info: &LayerInfo, wanted: Wanted) -> Result<Option<PackedLayer>, OpError> {
     let Some(diff_id) = info.diff_id.clone() else { return Ok(None) };
@@ -170,8 +185,7 @@ fn already_packed(store: &Store, info: &LayerInfo, wanted: Wanted) -> Result<Opt
     // A base image's layer keeps the compression that it came with.
     if !wanted.force {
         let came_compressed = store.find_blobs(&diff_id)?.into_iter().find(|blob| blob.digest != *diff_id.digest());
-        let is_foreign = info.layer.content == cache::ContentDigest::of_diff_id(&diff_id);
-        if let (true, Some(blob)) = (is_foreign, came_compressed) {
+        if let (true, Some(blob)) = (is_foreign(info), came_compressed) {
             return Ok(Some(PackedLayer { diff_id, created_at, blob }));
         }
     }
@@ -191,7 +205,7 @@ fn pack_blocking(
     let mut sink =
         LayerSink::new(store, &PackOptions { keep_plain: wanted.codec == Codec::Plain && wanted.store_plain, codecs })
             .map_err(fault)?;
-    if let Some(tree) = &info.tree {
+    if let Some(tree) = own_tree(info) {
         let lower = RootView::open(below).map_err(|error| OpError::environment(error.to_string()))?;
         let mut tar = TarWriter::new(Cancellable { inner: &mut sink, cancel: &inner.cancel });
         write_tree(tree, &Below::new(lower), &mut tar).map_err(|error| cancelled_or(&inner.cancel, || fault(error)))?;

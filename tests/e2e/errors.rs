@@ -2,6 +2,7 @@
 //! builds.
 
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 
 use crate::harness::{LoopDisk, Need, Ran, Space, free_port, rbuild_bin};
 use crate::need;

@@ -27,6 +27,15 @@ enum Missing {
     Document { digest: Digest, kind: &'static str, reason: String },
 }
 
+impl Missing {
+    fn without_reference(&self) -> String {
+        match self {
+            Self::Registry(error) => error.without_reference(),
+            other => other.to_string(),
+        }
+    }
+}
+
 /// Where documents may come from.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reach {
@@ -76,7 +85,8 @@ impl ImageSource {
             match self.seen_last(reference, platform).await {
                 Ok(image) => {
                     if let Some(failure) = &failure {
-                        step.warn(format!("using {reference}@{} as seen last: {failure}", image.top_digest));
+                        let why = failure.without_reference();
+                        step.warn(format!("using {reference}@{} as seen last: {why}", image.top_digest));
                     }
                     return Ok(image);
                 }
@@ -237,8 +247,7 @@ impl Tried {
     fn into_error(self, reference: &ImageRef, failure: Option<Missing>) -> OpError {
         let reason = match &failure {
             // The reference is in the sentence already.
-            Some(Missing::Registry(error)) => error.without_reference(),
-            Some(failure) => failure.to_string(),
+            Some(failure) => failure.without_reference(),
             None => format!("{reference}: not found"),
         };
         let message = format!("failed to resolve source metadata for {reference}: {reason}");
