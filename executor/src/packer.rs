@@ -98,7 +98,8 @@ impl Packer {
         };
         let mut jobs = self.inner.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         let job = jobs.entry((top.id.clone(), wanted)).or_insert_with(|| {
-            let task = tokio::task::spawn(pack(self.inner.clone(), chain.clone(), wanted));
+            // The handle is kept: the job is never detached from those who wait for it.
+            let task = tokio::runtime::Handle::current().spawn(pack(self.inner.clone(), chain.clone(), wanted));
             let outcome = async move {
                 match task.await {
                     Ok(result) => result,
