@@ -264,6 +264,9 @@ impl Drop for DockerEngine {
         // It stops its containerd and unmounts, when asked kindly.
         drop(Command::new("kill").arg(self.engine.id().to_string()).status());
         drop(self.engine.wait());
+        // Its network namespace for containers without a network of their own stays mounted.
+        let namespace = self.dir.join("docker/exec/netns/default");
+        drop(Command::new("umount").arg("-l").arg(namespace).stderr(Stdio::null()).status());
         drop(std::fs::remove_file(&self.socket));
     }
 }
