@@ -25,7 +25,7 @@ pub(crate) fn explain(error: &clap::Error, args: &[String]) -> Failure {
         (ErrorKind::MissingRequiredArgument, _) if command.get_name() == "build" => {
             Failure::usage("the build context is missing").help("name a directory, for instance this one: `rbuild .`")
         }
-        (ErrorKind::InvalidValue, Some(flag)) => invalid_value(error, &flag),
+        (ErrorKind::InvalidValue | ErrorKind::ValueValidation, Some(flag)) => invalid_value(error, &flag),
         (ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand, _) => {
             Failure::usage("nothing to do: name a build context or a command").help("`rbuild .` builds this directory")
         }
