@@ -4,13 +4,14 @@
 //! users a shared one, private and locked users an exclusive one. So the modes exclude each other across processes, and
 //! a slot that nobody holds can be emptied or removed. Spec: `spec/dockerfile.md` §2.2.3, `spec/engine.md` §3.6.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{IoContext, Result};
+use crate::error::{IoContext, Result, StoreError};
 use crate::layout::{Bucket, Layout, name_digest};
 use crate::locks::{StoreLock, poll_until, try_lock_file};
 use crate::scratch::{remove_tree, set_mode};
@@ -138,12 +139,20 @@ impl Store {
             if !slot.dir.exists() {
                 return Ok(());
             }
-            match try_lock_file(&slot.lock_path(), FlockOperation::NonBlockingLockExclusive)? {
-                Some(_lock) => self.empty(&slot)?,
-                None => std::fs::write(slot.condemned(), "").during("write", &slot.dir)?,
+            match self.reset_slot(&slot) {
+                // Removed a moment ago: as empty as can be.
+                Err(error) if is_not_found(&error) => {}
+                other => other?,
             }
         }
         Ok(())
+    }
+
+    fn reset_slot(&self, slot: &Slot) -> Result<()> {
+        match slot.try_take_exclusive()? {
+            Some(_lock) => self.empty(slot),
+            None => std::fs::write(slot.condemned(), "").during("write", &slot.dir),
+        }
     }
 
     /// The slot, made when missing; a condemned one that nobody uses is emptied.
@@ -152,7 +161,7 @@ impl Store {
         if !slot.dir.exists() {
             self.make_slot(&slot, request)?;
         } else if slot.condemned().exists()
-            && let Some(_lock) = try_lock_file(&slot.lock_path(), FlockOperation::NonBlockingLockExclusive)?
+            && let Ok(Some(_lock)) = slot.try_take_exclusive()
         {
             self.empty(&slot)?;
         }
@@ -176,8 +185,8 @@ impl Store {
         }
         if let Err(error) = std::fs::rename(&draft, &slot.dir) {
             remove_tree(&draft);
-            // Somebody else was quicker: then theirs is as good.
-            if !slot.dir.exists() {
+            // Somebody else was quicker: then theirs is as good, even if it has been pruned again since.
+            if !matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::DirectoryNotEmpty) {
                 return Err(error).during("create", &slot.dir);
             }
         }
@@ -273,8 +282,8 @@ impl Slot {
             Sharing::Locked => (FlockOperation::NonBlockingLockExclusive, Taken::Wait),
         };
         let lock = match self.try_lock(operation) {
-            // The slot was removed a moment ago.
-            Err(_) if !self.dir.exists() => return Ok(Taken::Wait),
+            // The slot was removed a moment ago: the next attempt makes it again.
+            Err(error) if is_not_found(&error) => return Ok(Taken::Wait),
             other => other?,
         };
         let Some(lock) = lock else { return Ok(otherwise) };
@@ -331,6 +340,10 @@ impl Drop for Preparation {
     fn drop(&mut self) {
         self.finish();
     }
+}
+
+fn is_not_found(error: &StoreError) -> bool {
+    matches!(error, StoreError::Io { source, .. } if source.kind() == ErrorKind::NotFound)
 }
 
 fn is_younger(path: &Path, age: Duration) -> bool {

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use cache::{ContentDigest, Key, NewRecord, Problem, PruneFilter, Sharing, Store};
 use oci::{Descriptor, DiffId, Digest, media_type};
 
-const STORE: &str = "RBUILD_TEST_STORE";
-const SEED: &str = "RBUILD_TEST_SEED";
-const MILLIS: &str = "RBUILD_TEST_MILLIS";
+const STORE: &str = "RBUILD_WORKER_STORE";
+const SEED: &str = "RBUILD_WORKER_SEED";
+const MILLIS: &str = "RBUILD_WORKER_MILLIS";
 /// Longer than any worker lives that is to be killed.
 const UNTIL_KILLED: u64 = 60_000;
 /// Few keys, so that the processes meet.

@@ -101,7 +101,7 @@ pub(crate) struct SshArg {
 impl BuildRequest {
     /// Checks everything that can be checked before anything is done.
     pub(crate) fn check(args: BuildArgs) -> Result<Self, Failure> {
-        let warnings = inactive_warnings(&args)?;
+        let mut warnings = inactive_warnings(&args)?;
         let context = context(&args.context);
         let dockerfile = match args.file.as_deref() {
             None => DockerfileArg::Default,
@@ -120,7 +120,7 @@ impl BuildRequest {
             target: args.target,
             build_args: build_args(&args.build_args),
             build_contexts: build_contexts(&args.build_contexts)?,
-            platforms: platforms(&args.platforms)?,
+            platforms: platforms(&args.platforms, &mut warnings)?,
             outputs: output::parse_all(&args.outputs, &tags)?,
             labels: args.labels.iter().map(|label| key_value(label)).collect(),
             iidfile: args.iidfile,
@@ -202,7 +202,8 @@ fn build_contexts(list: &[String]) -> Result<Vec<(String, String)>, Failure> {
     list.iter().map(split).collect()
 }
 
-fn platforms(list: &[String]) -> Result<Vec<Platform>, Failure> {
+/// A platform that is given twice is built once, with a warning.
+fn platforms(list: &[String], warnings: &mut Vec<String>) -> Result<Vec<Platform>, Failure> {
     let default = env::var("DOCKER_DEFAULT_PLATFORM").filter(|value| !value.is_empty());
     let list = if list.is_empty() { default.into_iter().collect() } else { list.to_vec() };
     let mut platforms = Vec::new();
@@ -214,7 +215,9 @@ fn platforms(list: &[String]) -> Result<Vec<Platform>, Failure> {
                 .map_err(|error| Failure::usage(format!("invalid value `{text}` for --platform: {error}")))
                 .map_err(|failure| failure.help("platforms look like linux/amd64, linux/arm64 or linux/arm/v7"))?
         };
-        if !platforms.contains(&platform) {
+        if platforms.contains(&platform) {
+            warnings.push(format!("Duplicate platform result requested \"{platform}\""));
+        } else {
             platforms.push(platform);
         }
     }

@@ -25,7 +25,7 @@ use crate::layer::{self, LayerSink, PackOptions};
 use crate::packer::{Packer, Wanted};
 use crate::run::{InputSource, InputTree, RunRequest, Runner};
 use crate::source::{GitSource, HttpSource, ImageSource};
-use crate::view::RootView;
+use crate::view::{Below, RootView};
 
 /// A directory that the client offers, with its ignore rules.
 #[derive(Clone, Debug)]
@@ -176,6 +176,7 @@ impl Engine {
         }
         let draft = self.inner.parts.store.new_tree()?;
         let began = SystemTime::now();
+        let below = root.clone();
         let request = RunRequest {
             op,
             root,
@@ -189,6 +190,8 @@ impl Engine {
         self.inner.parts.runner.run(request).await?;
         let store = self.inner.parts.store.clone();
         blocking(move || {
+            let view = |trees: &[PathBuf]| RootView::open(trees).map(Below::new).map_err(OpError::from);
+            layer::drop_unchanged(&draft.tree(), || Ok::<_, OpError>((view(&[draft.tree()])?, view(&below)?)))?;
             let content = layer::content_digest(&draft.tree(), Some((began, SystemTime::now())))?;
             Ok(store.commit_tree(draft, content)?)
         })

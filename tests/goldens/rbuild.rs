@@ -82,11 +82,12 @@ impl Printed {
         marked_lines(&self.stderr)
     }
 
-    /// The warnings of the summary.
+    /// The warnings of the summary, and those that belong to no line.
     pub(crate) fn warnings(&self) -> Vec<Value> {
-        let Some((_, summary)) = self.stderr.split_once(" found:\n") else { return Vec::new() };
-        let summary = format!("\n{summary}");
-        summary.split("\n - ").skip(1).map(read_warning).collect()
+        let general = self.stderr.lines().filter_map(|line| line.strip_prefix("WARN: "));
+        let general = general.map(|message| json!({"rule": "", "lines": [], "message": message}));
+        let summary = self.stderr.split_once(" found:\n").map_or_else(String::new, |(_, text)| format!("\n{text}"));
+        general.chain(summary.split("\n - ").skip(1).map(read_warning)).collect()
     }
 
     /// Names of all steps but FROM.

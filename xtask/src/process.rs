@@ -75,9 +75,9 @@ fn binary(profile: &str) -> Result<PathBuf> {
     cargo.current_dir(workspace()).args(["build", "--profile", profile, "--quiet", "--package", "cli"]);
     cargo.arg("--message-format=json");
     let messages = output(&mut cargo)?;
-    let executable = messages.lines().filter_map(|line| {
+    let mut executables = messages.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         message.get("executable")?.as_str().map(PathBuf::from)
     });
-    executable.last().context("cargo named no executable")
+    executables.next_back().context("cargo named no executable")
 }

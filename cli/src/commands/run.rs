@@ -194,7 +194,7 @@ mod tests {
             ("rbuild run --entrypoint p i", vec!["p"]),
             ("rbuild run --entrypoint p i x", vec!["p", "x"]),
         ] {
-            assert_eq!(command(&args(line), &config).ok().expect(line), expected, "{line}");
+            assert_eq!(command(&args(line), &config).expect(line), expected, "{line}");
         }
         assert!(command(&args("rbuild run i"), &ContainerConfig::default()).is_err());
     }

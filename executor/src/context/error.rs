@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use solver::OpError;
+use solver::plan::quote;
 
 use super::HidingRule;
 use super::source::Source;
@@ -21,7 +22,7 @@ pub enum ContextError {
         path: PathBuf,
     },
     /// A source without wildcards does not exist.
-    #[error("failed to compute cache key: failed to calculate checksum of ref {label}: \"{path}\": not found")]
+    #[error("failed to compute cache key: failed to calculate checksum of ref {label}: {}: not found", quote(path))]
     NotFound {
         /// What was searched: the name of a context, or `root`.
         label: String,

@@ -276,7 +276,8 @@ fn missing_sources_are_explained() {
     space.write("secret/key", "");
     space.link("gone", "nowhere");
     let message = |path: &str| {
-        format!("failed to compute cache key: failed to calculate checksum of ref context: \"{path}\": not found")
+        let quoted = path.replace('\\', r"\\");
+        format!("failed to compute cache key: failed to calculate checksum of ref context: \"{quoted}\": not found")
     };
     let looked = |path: &str| format!("looked for `{}`", space.path("ctx").join(path).display());
     let near = |path: &str| format!("did you mean `{path}`?");

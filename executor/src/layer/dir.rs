@@ -3,8 +3,11 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, openat, statat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, lgetxattr, openat, statat};
 use rustix::io::Errno;
+
+use super::error::as_path;
+use crate::view::fd_path;
 
 /// Name of the only xattr that layers carry.
 pub(super) const CAPABILITY: &str = "security.capability";
@@ -13,6 +16,8 @@ const OPAQUE: [&[u8]; 2] = [b"trusted.overlay.opaque", b"user.overlay.opaque"];
 /// Xattrs of entries whose name or content lies elsewhere.
 const REDIRECTS: [&[u8]; 4] =
     [b"trusted.overlay.redirect", b"user.overlay.redirect", b"trusted.overlay.metacopy", b"user.overlay.metacopy"];
+/// Names of the xattr by which overlayfs marks a copy of a file below.
+const ORIGIN: [&str; 2] = ["trusted.overlay.origin", "user.overlay.origin"];
 /// The names of all xattrs of a file hardly ever need more.
 const NAMES_BYTES: usize = 1024;
 /// The kernel's bound on names and on a value.
@@ -99,6 +104,20 @@ fn xattr(fd: &OwnedFd, name: &[u8]) -> rustix::io::Result<Vec<u8>> {
     value.truncate(len);
     value.shrink_to_fit();
     Ok(value)
+}
+
+/// Whether overlayfs made `name` of `parent` as a copy of a file or symlink below, when it was about to be changed.
+pub(super) fn is_copied_up(parent: impl AsFd, name: &[u8]) -> rustix::io::Result<bool> {
+    let path = fd_path(parent).join(as_path(name));
+    for origin in ORIGIN {
+        match lgetxattr(&path, origin, &mut [0_u8; 0][..]) {
+            // Its length.
+            Ok(_) => return Ok(true),
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
 }
 
 /// Whether a status is that of overlayfs' deletion marker: a character device 0/0.

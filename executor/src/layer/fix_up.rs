@@ -2,20 +2,21 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use oci::layer::{CleanPath, clean_path};
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fsetxattr,
-    fstat, futimens, linkat, mknodat, openat, symlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fsetxattr, futimens,
+    linkat, mknodat, openat, symlinkat, utimensat,
 };
 
 use super::dir;
 use super::error::{Result, TreeError, as_path};
 use super::lower::{LowerMeta, LowerView};
 use super::unpack::{Attributes, Creator, Ownership, Place, Unpacked};
+use super::untouched::Untouched;
 use super::walk::last_component;
 
 /// Completes the tree of an unpacked layer with what only the layers below know.
@@ -242,30 +243,6 @@ impl Fixer<'_> {
     fn go_to_parent_of(&mut self, path: &[u8]) -> Result<()> {
         let name = last_component(path);
         self.place.go_to(&path[..path.len() - name.len()])
-    }
-}
-
-/// The time of a directory that something is going to be put into.
-struct Untouched {
-    dir: OwnedFd,
-    path: Vec<u8>,
-    stat: Stat,
-}
-
-impl Untouched {
-    fn remember(dir: BorrowedFd<'_>, path: &[u8]) -> Result<Self> {
-        let fd = dir::open_dir(dir, b".").map_err(TreeError::io_at("open", path))?;
-        let stat = fstat(&fd).map_err(TreeError::io_at("stat", path))?;
-        Ok(Self { dir: fd, path: path.to_vec(), stat })
-    }
-
-    fn restore(self) -> Result<()> {
-        let time = |secs, nanos| Timespec { tv_sec: secs, tv_nsec: nanos };
-        let times = Timestamps {
-            last_access: time(self.stat.st_atime, self.stat.st_atime_nsec as _),
-            last_modification: time(self.stat.st_mtime, self.stat.st_mtime_nsec as _),
-        };
-        futimens(&self.dir, &times).map_err(TreeError::io_at("set the time of", &self.path))
     }
 }
 

@@ -15,7 +15,9 @@ mod pack;
 #[cfg(test)]
 mod testing;
 mod tree_tar;
+mod unchanged;
 mod unpack;
+mod untouched;
 mod walk;
 
 pub use content::{ContentFacts, ContentHasher, content_digest};
@@ -24,4 +26,5 @@ pub use fix_up::fix_up;
 pub use lower::{LowerMeta, LowerView, NothingBelow};
 pub use pack::{LayerSink, PackOptions, Packed, media_type_of};
 pub use tree_tar::write_tree;
+pub use unchanged::drop_unchanged;
 pub use unpack::{DeferredLink, OverlayFlavour, Ownership, UnpackOptions, Unpacked, unpack};

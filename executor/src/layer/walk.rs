@@ -44,6 +44,8 @@ pub(super) struct LeafStep {
     pub(super) kind: FileType,
     /// Whether there may be something of its name below: its directory exists there.
     pub(super) may_be_below: bool,
+    /// Whether a directory above it hides what lies below.
+    pub(super) hides_below: bool,
 }
 
 /// A walk over one tree.
@@ -71,6 +73,12 @@ impl LeafStep {
     /// The last component of its path.
     pub(super) fn name(&self) -> &[u8] {
         last_component(&self.path)
+    }
+
+    /// The path of the directory that it is in.
+    pub(super) fn directory(&self) -> &[u8] {
+        let end = self.path.len() - self.name().len();
+        self.path[..end].strip_suffix(b"/").unwrap_or_default()
     }
 }
 
@@ -101,8 +109,8 @@ impl<'a> Walk<'a> {
                 Name::Hidden => Step::Hidden(path),
                 Name::Here(FileType::Directory) => Step::Dir(self.enter(path, &name)?),
                 Name::Here(kind) => {
-                    let parent = Arc::clone(&frame.fd);
-                    Step::Leaf(LeafStep { path, parent, kind, may_be_below: frame.is_below })
+                    let (parent, hides_below) = (Arc::clone(&frame.fd), frame.hides_below);
+                    Step::Leaf(LeafStep { path, parent, kind, may_be_below: frame.is_below, hides_below })
                 }
             }));
         }

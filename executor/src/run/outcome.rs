@@ -1,5 +1,6 @@
 //! How a command ended, in BuildKit's words. Spec: `spec/dockerfile.md` §8.10.
 
+use solver::plan::quote;
 use solver::{OpError, RunOp};
 
 use crate::sandbox::{Exit, NotStarted, SandboxError};
@@ -51,7 +52,7 @@ pub(super) fn op_error(op: &RunOp, error: SandboxError) -> OpError {
 }
 
 fn failed(op: &RunOp, reason: &str) -> String {
-    format!("process \"{}\" did not complete successfully: {reason}", op.args.join(" "))
+    format!("process {} did not complete successfully: {reason}", quote(&op.args.join(" ")))
 }
 
 /// What exit codes mean by the custom of shells.
@@ -134,6 +135,13 @@ mod tests {
         assert_eq!(error.exit_code, Some(137));
         let error = judge(&op, Err(SandboxError::Cancelled)).unwrap_err();
         assert_eq!((error.tier, error.message.as_str()), (solver::Tier::Cancelled, "context canceled"));
+    }
+
+    #[test]
+    fn a_command_of_several_lines_stays_on_one() {
+        let error = judge(&op(&["/bin/sh", "-c", "true\nexit \"5\"\n"]), Ok(exit(5))).unwrap_err();
+        let expected = r#"process "/bin/sh -c true\nexit \"5\"\n" did not complete successfully: exit code: 5"#;
+        assert_eq!(error.message, expected);
     }
 
     #[test]

@@ -42,6 +42,9 @@ mod workdir;
 /// Ignore files, `--exclude` patterns and wildcards, for whoever selects files.
 pub use parser::pattern as patterns;
 
+/// Quotes a text as messages show it, for whoever words one.
+pub use parser::go::quote;
+
 pub use contexts::NamedContext;
 pub use error::PlanError;
 pub use git_url::{GitUrl, GitUrlError};

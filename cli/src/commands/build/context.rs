@@ -215,12 +215,12 @@ mod tests {
         std::fs::write(dir.join(".dockerignore"), "general").expect("write");
         std::fs::write(dir.join("other.Dockerfile.dockerignore"), "").expect("write");
 
-        let default = load_dir(dir, DockerfileArg::Default).ok().expect("default");
+        let default = load_dir(dir, DockerfileArg::Default).expect("default");
         assert_eq!(default.dockerfile, ("dockerfile".to_owned(), b"FROM a".to_vec()));
         assert_eq!(default.ignore, Some((".dockerignore".to_owned(), b"general".to_vec())));
 
         let path = dir.join("other.Dockerfile").display().to_string();
-        let other = load_dir(dir, DockerfileArg::File(path)).ok().expect("other");
+        let other = load_dir(dir, DockerfileArg::File(path)).expect("other");
         assert_eq!(other.ignore, Some(("other.Dockerfile.dockerignore".to_owned(), Vec::new())));
     }
 

@@ -117,7 +117,7 @@ impl Build<'_> {
         };
         let mut named_contexts = BTreeMap::new();
         for (name, value) in &request.build_contexts {
-            named_contexts.insert(name.clone(), named_context(name, value, &mut offered)?);
+            named_contexts.insert(name.clone(), self.named_context(name, value, &mut offered)?);
         }
         let (name, text) = context.dockerfile.clone();
         let no_cache = match (request.no_cache, request.no_cache_filter.is_empty()) {
@@ -144,6 +144,34 @@ impl Build<'_> {
             ..PlanRequest::new(SourceText { name, text }, oci::Platform::host())
         };
         Ok((plan_request, offered))
+    }
+
+    /// A path is a directory of this machine; everything else says what it is by its form.
+    fn named_context(
+        &self,
+        name: &str,
+        value: &str,
+        offered: &mut BTreeMap<String, OfferedDir>,
+    ) -> Result<NamedContext, Failure> {
+        let path = std::path::Path::new(value);
+        if !path.is_dir() {
+            if !value.contains(':') {
+                return Err(Failure::input(format!("failed to get build context {name}: path \"{value}\" not found"))
+                    .help(
+                        "a named context is a directory, docker-image://REF, oci-layout://DIR, or a git or http(s) URL",
+                    ));
+            }
+            return Ok(NamedContext::parse(name, value));
+        }
+        let path = path.canonicalize().map_err(|error| {
+            Failure::environment(format!("failed to get build context {name}: cannot resolve \"{value}\": {error}"))
+        })?;
+        let step = self.progress.start(format!("[context {name}] load .dockerignore"));
+        let ignore = std::fs::read(path.join(".dockerignore")).ok();
+        step.finish(Outcome::Done);
+        let ignore = ignore.map(|text| IgnoreFile { name: ".dockerignore".to_owned(), text });
+        offered.insert(name.to_owned(), OfferedDir { path, ignore });
+        Ok(NamedContext::Local(name.to_owned()))
     }
 
     async fn solve(&self, plan: &Plan, engine: &Engine) -> Result<solver::Chain, Failure> {
@@ -182,27 +210,6 @@ impl Build<'_> {
         }
         Ok(finished)
     }
-}
-
-/// A path is a directory of this machine; everything else says what it is by its form.
-fn named_context(name: &str, value: &str, offered: &mut BTreeMap<String, OfferedDir>) -> Result<NamedContext, Failure> {
-    let path = std::path::Path::new(value);
-    if !path.is_dir() {
-        if !value.contains(':') {
-            return Err(Failure::input(format!("failed to get build context {name}: path \"{value}\" not found"))
-                .help(
-                    "a named context is a directory, docker-image://REF, oci-layout://DIR, or a git or http(s) URL",
-                ));
-        }
-        return Ok(NamedContext::parse(name, value));
-    }
-    let path = path.canonicalize().map_err(|error| {
-        Failure::environment(format!("failed to get build context {name}: cannot resolve \"{value}\": {error}"))
-    })?;
-    let ignore = std::fs::read(path.join(".dockerignore")).ok();
-    let ignore = ignore.map(|text| IgnoreFile { name: ".dockerignore".to_owned(), text });
-    offered.insert(name.to_owned(), OfferedDir { path, ignore });
-    Ok(NamedContext::Local(name.to_owned()))
 }
 
 fn check_warning(warning: &solver::plan::Warning) -> CheckWarning {
