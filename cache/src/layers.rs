@@ -27,6 +27,9 @@ pub struct LayerInfo {
     pub diff_id: Option<DiffId>,
     /// The tree form, if it exists: a directory in overlayfs' own format, ready to be a lower directory.
     pub tree: Option<PathBuf>,
+    /// Whether the tree was written by a step of a build here, so that its tar can be made of it again; not when it was
+    /// unpacked from a blob, whose bytes may say the same in another way.
+    pub is_tree_built: bool,
     /// Whether the blob named by `diff_id` (the plain tar) is stored.
     pub has_tar: bool,
     /// Length of the uncompressed tar, once known.
@@ -90,7 +93,8 @@ impl Store {
         self.inner.remember_noted([(Kind::Layer, n)]);
         let tree = Some(self.inner.layout.tree(&id));
         let layer = Layer { id, content };
-        Ok(LayerInfo { layer, diff_id: None, tree, has_tar: false, tar_bytes: None, created_at: now() })
+        let created_at = now();
+        Ok(LayerInfo { layer, diff_id: None, tree, is_tree_built: true, has_tar: false, tar_bytes: None, created_at })
     }
 
     /// Makes a layer whose only form is its tar, already stored in blobs (plain, or compressed and remembered with
@@ -143,9 +147,9 @@ impl Store {
                 let unknown = || StoreError::UnknownLayer { id: layer.clone() };
                 let row = find_row(tx, layer)?.ok_or_else(unknown)?;
                 self.inner.note_lease(tx, Kind::Layer, row.n)?;
-                if let Some((tree, twin)) = row.tree(tx, layout)? {
-                    self.inner.note_lease(tx, Kind::Layer, twin)?;
-                    return Ok((tree, false, twin));
+                if let Some(known) = row.tree(tx, layout)? {
+                    self.inner.note_lease(tx, Kind::Layer, known.n)?;
+                    return Ok((known.path, false, known.n));
                 }
                 let epoch = current_epoch(tx)?;
                 tx.prepare_cached("UPDATE layer SET has_tree = 1, tree_bytes = ?2, epoch = ?3 WHERE n = ?1")?
@@ -189,15 +193,6 @@ impl Store {
         })
     }
 
-    /// Notes on which layers a layer was built, nearest last, for `du` and for the filter `parents`.
-    pub fn set_parents(&self, layer: &LayerId, parents: &[LayerId]) -> Result<()> {
-        let text = parents.iter().map(LayerId::as_str).collect::<Vec<_>>().join(";");
-        self.inner.index.write("note parents", |tx| {
-            tx.prepare_cached("UPDATE layer SET parents = ?2 WHERE id = ?1")?.execute((layer.as_str(), &text))?;
-            Ok(())
-        })
-    }
-
     /// Moves a draft to where the tree of a layer belongs, with its description.
     fn place_tree(&self, draft: &TreeDraft, id: &LayerId, content: ContentDigest, epoch: i64) -> Result<()> {
         let dir = self.inner.layout.layer_dir(id);
@@ -218,6 +213,13 @@ impl Store {
     }
 }
 
+/// A tree on disk, and the layer that it belongs to.
+struct KnownTree {
+    path: PathBuf,
+    n: i64,
+    is_built: bool,
+}
+
 struct NewLayer<'a> {
     id: &'a LayerId,
     content: ContentDigest,
@@ -233,6 +235,13 @@ fn insert(tx: &Transaction, new: &NewLayer<'_>) -> Result<i64, Fault> {
     let values = (new.id.as_str(), new.content.0, diff_id, new.tar_bytes.map(u64::cast_signed), new.epoch, now());
     tx.prepare_cached(sql)?.execute(values)?;
     Ok(tx.last_insert_rowid())
+}
+
+/// Notes on which layers a layer was built, nearest last.
+pub(crate) fn set_parents(tx: &Transaction, n: i64, parents: &[LayerId]) -> rusqlite::Result<()> {
+    let text = parents.iter().map(LayerId::as_str).collect::<Vec<_>>().join(";");
+    tx.prepare_cached("UPDATE layer SET parents = ?2 WHERE n = ?1")?.execute((n, &text))?;
+    Ok(())
 }
 
 /// The row of a layer.
@@ -257,26 +266,35 @@ impl LayerRow {
         })
     }
 
-    /// The tree that this layer may use, and the number of the layer that it belongs to.
-    fn tree(&self, conn: &Connection, layout: &Layout) -> rusqlite::Result<Option<(PathBuf, i64)>> {
-        if self.has_tree {
-            let tree = layout.tree(&self.id);
-            if tree.is_dir() {
-                return Ok(Some((tree, self.n)));
-            }
+    /// The tree that this layer may use: its own, or that of a layer with the same diff ID.
+    fn tree(&self, conn: &Connection, layout: &Layout) -> rusqlite::Result<Option<KnownTree>> {
+        let known = |id: &LayerId, n| {
+            let path = layout.tree(id);
+            path.is_dir().then(|| KnownTree { path, n, is_built: id.is_built() })
+        };
+        if self.has_tree
+            && let Some(own) = known(&self.id, self.n)
+        {
+            return Ok(Some(own));
         }
         let Some(diff_id) = &self.diff_id else { return Ok(None) };
         let mut twins = conn.prepare_cached("SELECT id, n FROM layer WHERE diff_id = ?1 AND has_tree AND n <> ?2")?;
         let mut rows = twins.query((diff_id.digest().as_bytes(), self.n))?;
         while let Some(row) = rows.next()? {
-            let name: String = row.get(0)?;
-            if let Some(tree) = LayerId::from_name(&name).map(|id| layout.tree(&id))
-                && tree.is_dir()
-            {
-                return Ok(Some((tree, row.get(1)?)));
+            let (name, n): (String, i64) = (row.get(0)?, row.get(1)?);
+            if let Some(tree) = LayerId::from_name(&name).and_then(|id| known(&id, n)) {
+                return Ok(Some(tree));
             }
         }
         Ok(None)
+    }
+
+    /// The length of the tar, known of this layer or of one with the same diff ID.
+    fn tar_bytes(&self, conn: &Connection) -> rusqlite::Result<Option<u64>> {
+        let (None, Some(diff_id)) = (self.tar_bytes, &self.diff_id) else { return Ok(self.tar_bytes) };
+        let sql = "SELECT tar_bytes FROM layer WHERE diff_id = ?1 AND tar_bytes IS NOT NULL LIMIT 1";
+        let known = conn.prepare_cached(sql)?.query_row([diff_id.digest().as_bytes()], |row| row.get::<_, i64>(0));
+        Ok(known.optional()?.map(i64::cast_unsigned))
     }
 
     /// What has to be touched so that the forms of this layer stay: the layer and its twins.
@@ -299,12 +317,14 @@ impl LayerRow {
             Some(diff_id) => blobs::is_known(conn, diff_id.digest())? && layout.blob(diff_id.digest()).is_file(),
             None => false,
         };
+        let tree = self.tree(conn, layout)?;
         Ok(LayerInfo {
             layer: Layer { id: self.id.clone(), content: self.content },
             diff_id: self.diff_id.clone(),
-            tree: self.tree(conn, layout)?.map(|(tree, _)| tree),
+            is_tree_built: tree.as_ref().is_some_and(|tree| tree.is_built),
+            tree: tree.map(|tree| tree.path),
             has_tar,
-            tar_bytes: self.tar_bytes,
+            tar_bytes: self.tar_bytes(conn)?,
             created_at: self.created_at,
         })
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, Row};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 use crate::error::{Fault, Result, StoreError};
 use crate::id::{Key, LayerId};
@@ -77,23 +77,30 @@ impl Store {
     /// # Errors
     /// [`StoreError::UnknownLayer`].
     pub fn put_record(&self, record: &NewRecord) -> Result<()> {
-        let n_layer = self.inner.index.write("store a record", |tx| {
-            let row = layers::find_row(tx, &record.layer)?;
-            let n_layer = row.ok_or_else(|| StoreError::UnknownLayer { id: record.layer.clone() })?.n;
-            tx.prepare_cached("DELETE FROM record WHERE key = ?1")?.execute([record.key.0])?;
-            let sql = "INSERT INTO record(key, layer, slot, name, cost_ms, created_at, used_at)
-                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6)";
-            let cost_ms = i64::try_from(record.cost.as_millis()).unwrap_or(i64::MAX);
-            tx.prepare_cached(sql)?.execute((record.key.0, n_layer, &record.slot, &record.name, cost_ms, now()))?;
-            let n = tx.last_insert_rowid();
-            tx.prepare_cached("INSERT INTO ingredients(record, json) VALUES (?1, ?2)")?
-                .execute((n, &record.ingredients))?;
-            if self.inner.is_news(Kind::Layer, n_layer) {
-                self.inner.note_lease(tx, Kind::Layer, n_layer)?;
+        self.put_records(std::slice::from_ref(record), &[])
+    }
+
+    /// Stores records of one result, in one go; records of the same keys are replaced. `parents`, when there are any, are
+    /// the layers that the result was made on, nearest last: for `du` and for the filter `parents`.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownLayer`].
+    pub fn put_records(&self, records: &[NewRecord], parents: &[LayerId]) -> Result<()> {
+        let layers = self.inner.index.write("store a record", |tx| {
+            let mut layers = Vec::with_capacity(records.len());
+            for record in records {
+                let n_layer = put(tx, record)?;
+                if self.inner.is_news(Kind::Layer, n_layer) {
+                    self.inner.note_lease(tx, Kind::Layer, n_layer)?;
+                }
+                layers.push((Kind::Layer, n_layer));
             }
-            Ok(n_layer)
+            if let (Some((_, n_layer)), false) = (layers.first(), parents.is_empty()) {
+                layers::set_parents(tx, *n_layer, parents)?;
+            }
+            Ok(layers)
         })?;
-        self.inner.remember_noted([(Kind::Layer, n_layer)]);
+        self.inner.remember_noted(layers);
         Ok(())
     }
 
@@ -124,6 +131,20 @@ impl Store {
         }
         Ok(is_there)
     }
+}
+
+/// Stores one record; the number of its layer.
+fn put(tx: &Transaction, record: &NewRecord) -> Result<i64, Fault> {
+    let row = layers::find_row(tx, &record.layer)?;
+    let n_layer = row.ok_or_else(|| StoreError::UnknownLayer { id: record.layer.clone() })?.n;
+    tx.prepare_cached("DELETE FROM record WHERE key = ?1")?.execute([record.key.0])?;
+    let sql = "INSERT INTO record(key, layer, slot, name, cost_ms, created_at, used_at)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6)";
+    let cost_ms = i64::try_from(record.cost.as_millis()).unwrap_or(i64::MAX);
+    tx.prepare_cached(sql)?.execute((record.key.0, n_layer, &record.slot, &record.name, cost_ms, now()))?;
+    let n = tx.last_insert_rowid();
+    tx.prepare_cached("INSERT INTO ingredients(record, json) VALUES (?1, ?2)")?.execute((n, &record.ingredients))?;
+    Ok(n_layer)
 }
 
 /// Reads one record; `condition` selects it. With `usable`, only if its layer still has some form.

@@ -174,9 +174,10 @@ impl Engine {
         for input in &work.inputs[1..] {
             inputs.push(self.input_tree(input, &work.step).await?);
         }
-        let draft = self.inner.parts.store.new_tree()?;
+        let store = self.inner.parts.store.clone();
+        let draft = store.new_tree()?;
         let began = SystemTime::now();
-        let below = root.clone();
+        let below = Below::new(root.clone());
         let request = RunRequest {
             op,
             root,
@@ -187,15 +188,12 @@ impl Engine {
             step: &work.step,
             cancel: &work.cancel,
         };
-        self.inner.parts.runner.run(request).await?;
-        let store = self.inner.parts.store.clone();
-        blocking(move || {
-            let view = |trees: &[PathBuf]| RootView::open(trees).map(Below::new).map_err(OpError::from);
-            layer::drop_unchanged(&draft.tree(), || Ok::<_, OpError>((view(&[draft.tree()])?, view(&below)?)))?;
+        let commit = move || {
+            layer::drop_unchanged(&draft.tree(), &Below::new(vec![draft.tree()]), &below)?;
             let content = layer::content_digest(&draft.tree(), Some((began, SystemTime::now())))?;
             Ok(store.commit_tree(draft, content)?)
-        })
-        .await
+        };
+        self.inner.parts.runner.run(request, commit).await
     }
 
     /// What a command mounts of a result.

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, Read};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cache::{Codec, LayerId, LayerInfo, Store};
@@ -17,9 +18,9 @@ use oci::{Descriptor, DiffId, media_type};
 use solver::{Chain, OpError, Outcome, Progress};
 use tokio_util::sync::CancellationToken;
 
-use crate::layer::{LayerSink, PackOptions, write_tree};
+use crate::layer::{LayerSink, PackOptions, Packed, write_tree};
 use crate::source::ImageSource;
-use crate::view::{Below, RootView};
+use crate::view::Below;
 
 /// How much of a tar is read at once.
 const READ_BYTES: usize = 256 * 1024;
@@ -120,11 +121,11 @@ async fn pack(inner: Arc<Inner>, chain: Chain, wanted: Wanted) -> Result<PackedL
     if let Some(packed) = already_packed(&inner.store, &info, wanted)? {
         return Ok(packed);
     }
-    // A pulled layer may not be here, and a tree does not give the bytes of its tar again: tars of others may name a
+    // A pulled layer may not be here, and its tree does not give the bytes of its tar again: tars of others may name a
     // file twice, or in another order. One that was built has some form here.
     let lacks_bytes = match &info.diff_id {
-        Some(diff_id) if is_foreign(&info) => inner.store.find_blobs(diff_id)?.is_empty(),
-        _ => info.tree.is_none() && !info.has_tar,
+        Some(diff_id) if own_tree(&info).is_none() => inner.store.find_blobs(diff_id)?.is_empty(),
+        _ => own_tree(&info).is_none() && !info.has_tar,
     };
     if lacks_bytes {
         let diff_id = info.diff_id.as_ref().ok_or_else(|| OpError::internal("a layer without any form was packed"))?;
@@ -163,9 +164,10 @@ fn is_foreign(info: &LayerInfo) -> bool {
     info.diff_id.as_ref().is_some_and(|diff_id| info.layer.content == cache::ContentDigest::of_diff_id(diff_id))
 }
 
-/// The tree that the layer's tar is made of.
-fn own_tree(info: &LayerInfo) -> Option<&std::path::PathBuf> {
-    info.tree.as_ref().filter(|_| !is_foreign(info))
+/// The tree that the layer's tar is made of: one that was built here, be it as a layer of the image that this build is
+/// based on.
+fn own_tree(info: &LayerInfo) -> Option<&PathBuf> {
+    info.tree.as_ref().filter(|_| info.is_tree_built)
 }
 
 /// What can be had without any work.
@@ -194,12 +196,23 @@ fn already_packed(store: &Store, info: &LayerInfo, wanted: Wanted) -> Result<Opt
 }
 
 /// Makes the tar out of whatever form there is, and from it what is wanted.
-fn pack_blocking(
-    inner: &Inner,
-    info: &LayerInfo,
-    below: &[std::path::PathBuf],
-    wanted: Wanted,
-) -> Result<PackedLayer, OpError> {
+fn pack_blocking(inner: &Inner, info: &LayerInfo, below: &[PathBuf], wanted: Wanted) -> Result<PackedLayer, OpError> {
+    let mut packed = pack_once(inner, info, below, wanted)?;
+    let is_other = |packed: &Packed| info.diff_id.as_ref().is_some_and(|known| *known != packed.diff_id);
+    if is_other(&packed) && is_foreign(info) {
+        // In the build that made it the layer may have been put there without a look at what lies below (`COPY --link`).
+        packed = pack_once(inner, info, &[], wanted)?;
+    }
+    if let (true, Some(known)) = (is_other(&packed), &info.diff_id) {
+        return Err(OpError::internal(format!("layer {known} has become {} when it was packed again", packed.diff_id)));
+    }
+    inner.store.set_diff_id(&info.layer.id, &packed.diff_id, packed.tar_bytes)?;
+    let plain = || Descriptor::new(media_type::OCI_LAYER, packed.diff_id.digest().clone(), packed.tar_bytes);
+    let blob = packed.blobs.first().map_or_else(plain, |(_, blob)| blob.clone());
+    Ok(PackedLayer { diff_id: packed.diff_id.clone(), created_at: info.created_at, blob })
+}
+
+fn pack_once(inner: &Inner, info: &LayerInfo, below: &[PathBuf], wanted: Wanted) -> Result<Packed, OpError> {
     let store = &inner.store;
     let codecs = if wanted.codec == Codec::Plain { Vec::new() } else { vec![wanted.codec] };
     let fault = |error: crate::layer::TreeError| OpError::environment(format!("cannot pack a layer: {error}"));
@@ -207,22 +220,14 @@ fn pack_blocking(
         LayerSink::new(store, &PackOptions { keep_plain: wanted.codec == Codec::Plain && wanted.store_plain, codecs })
             .map_err(fault)?;
     if let Some(tree) = own_tree(info) {
-        let lower = RootView::open(below).map_err(|error| OpError::environment(error.to_string()))?;
+        let lower = Below::new(below.to_vec());
         let mut tar = TarWriter::new(Cancellable { inner: &mut sink, cancel: &inner.cancel });
-        write_tree(tree, &Below::new(lower), &mut tar).map_err(|error| cancelled_or(&inner.cancel, || fault(error)))?;
+        write_tree(tree, &lower, &mut tar).map_err(|error| cancelled_or(&inner.cancel, || fault(error)))?;
         tar.finish().map_err(|error| OpError::environment(format!("cannot pack a layer: {error}")))?;
     } else {
         stream_tar(store, info, &mut sink, &inner.cancel)?;
     }
-    let packed = sink.finish().map_err(fault)?;
-    if info.diff_id.as_ref().is_some_and(|known| *known != packed.diff_id) {
-        let known = info.diff_id.as_ref().map(ToString::to_string).unwrap_or_default();
-        return Err(OpError::internal(format!("layer {known} has become {} when it was packed again", packed.diff_id)));
-    }
-    store.set_diff_id(&info.layer.id, &packed.diff_id, packed.tar_bytes)?;
-    let plain = || Descriptor::new(media_type::OCI_LAYER, packed.diff_id.digest().clone(), packed.tar_bytes);
-    let blob = packed.blobs.first().map_or_else(plain, |(_, blob)| blob.clone());
-    Ok(PackedLayer { diff_id: packed.diff_id.clone(), created_at: info.created_at, blob })
+    sink.finish().map_err(fault)
 }
 
 /// Sends a stored tar, plain or compressed, through the sink.

@@ -121,7 +121,9 @@ fn run(sandbox: &Sandbox, spec: SandboxSpec) -> String {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let mut output = Vec::new();
     let mut log = |_: Stream, bytes: &[u8]| output.extend_from_slice(bytes);
-    let exit = runtime.block_on(sandbox.run(spec, &mut log, &CancellationToken::new())).expect("a command that runs");
+    let exit = runtime
+        .block_on(sandbox.run(spec, &mut log, Box::new(|| {}), &CancellationToken::new()))
+        .expect("a command that runs");
     let output = String::from_utf8(output).expect("text");
     assert_eq!(exit.code, 0, "{output}");
     output

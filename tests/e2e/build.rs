@@ -191,3 +191,17 @@ fn a_command_of_an_image_has_its_surroundings_and_its_code_is_passed_on() {
     assert_eq!(space.rbuild(["run", "--rm", "app", "exit 7"]).code, 7);
     assert_eq!(space.rbuild(["run", "--rm", "-e", "GREETING=yo", "app", "echo $GREETING"]).success(), "yo\n");
 }
+
+#[test]
+fn an_image_that_was_built_here_can_be_the_base_of_one_that_leaves() {
+    need!(Need::Root, Need::Program("busybox"));
+    let space = Space::with_busybox();
+    space.write("linked/bin/x", "x");
+    let base = "FROM busybox\nRUN mkdir /d && echo 1 > /d/f\nRUN rm /d/f && chmod 700 /bin\nCOPY --link linked/ /\n";
+    space.build(base, &["-t", "base"]);
+    let kept = space.build("FROM base\nRUN echo 2 > /d/g\n", &["-t", "kept"]);
+    assert!(kept.starts_with("sha256:"), "{kept}");
+    space.build("FROM base\nRUN echo 2 > /d/g\n", &["-o", "type=oci,dest=left.tar"]);
+    let diff_ids = |image: &str| space.inspect(image)["RootFS"]["Layers"].as_array().map(Vec::len);
+    assert_eq!((diff_ids("base"), diff_ids("kept")), (Some(4), Some(5)));
+}

@@ -123,7 +123,7 @@ impl Bench {
         let tree = TempDir::new_in(self.dir.path()).unwrap();
         let as_tree = self.perform(actions, Form::Tree(tree.path())).expect("the tree form");
         let mut packed = TarWriter::new(Vec::new());
-        crate::layer::write_tree(tree.path(), &Below::new(self.root()), &mut packed).unwrap();
+        crate::layer::write_tree(tree.path(), &Below::new(self.root_layers.clone()), &mut packed).unwrap();
         let packed = packed.finish().unwrap();
 
         let mut direct = TarWriter::new(Vec::new());

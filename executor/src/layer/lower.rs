@@ -32,6 +32,9 @@ pub struct LowerMeta {
 /// symlink, neither at the end of a path nor on the way: a path through one does not exist. What a whiteout or an opaque
 /// directory hides does not exist either. Methods may be called from several threads at once and may block on disk I/O.
 pub trait LowerView: Sync {
+    /// Whether there is a root at all: not below a base layer.
+    fn has_root(&self) -> bool;
+
     /// The metadata of `path`; `None` when it does not exist.
     fn metadata(&self, path: &Path) -> io::Result<Option<LowerMeta>>;
 
@@ -53,6 +56,10 @@ pub trait LowerView: Sync {
 pub struct NothingBelow;
 
 impl LowerView for NothingBelow {
+    fn has_root(&self) -> bool {
+        false
+    }
+
     fn metadata(&self, _path: &Path) -> io::Result<Option<LowerMeta>> {
         Ok(None)
     }

@@ -22,28 +22,20 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// Removes the files of `tree` that are copies of what shines through from below anyway: the same in kind, owner, mode,
 /// time, xattrs and content. Directories stay, with the times that they had.
 ///
-/// Only what overlayfs marked as a copy is looked at, so a tree of new files costs one system call a file; `views` opens
-/// the merged views of the tree by itself and of what lies below it, when the first copy is found.
+/// Only what overlayfs marked as a copy is looked at, so a tree of new files costs one system call a file. `here` is the
+/// view of the tree by itself, `below` that of what lies below it.
 ///
 /// Spec: the recorded layers of the reference builder, which leaves such files out.
 ///
 /// # Errors
-/// [`TreeError::Io`], and those of `views`.
-pub fn drop_unchanged<V: LowerView, E: From<TreeError>>(
-    tree: &Path,
-    views: impl Fn() -> Result<(V, V), E>,
-) -> Result<(), E> {
+/// [`TreeError::Io`].
+pub fn drop_unchanged(tree: &Path, here: &dyn LowerView, below: &dyn LowerView) -> Result<()> {
     let mut walk = Walk::new(tree, None)?;
-    let mut opened = None;
     while let Some(step) = walk.next_step()? {
         let Step::Leaf(leaf) = step else { continue };
         if leaf.hides_below || !is_copy(&leaf)? || has_other_names(&leaf)? {
             continue;
         }
-        let (here, below) = match &mut opened {
-            Some(views) => views,
-            none => none.insert(views()?),
-        };
         let path = as_path(&leaf.path);
         if is_same(here, below, path).map_err(|error| TreeError::io("compare", path, error))? {
             remove(&leaf)?;
@@ -75,7 +67,7 @@ fn remove(leaf: &LeafStep) -> Result<()> {
     untouched.restore()
 }
 
-fn is_same(here: &impl LowerView, below: &impl LowerView, path: &Path) -> io::Result<bool> {
+fn is_same(here: &dyn LowerView, below: &dyn LowerView, path: &Path) -> io::Result<bool> {
     let (Some(meta), Some(meta_below)) = (here.metadata(path)?, below.metadata(path)?) else { return Ok(false) };
     if meta != meta_below {
         return Ok(false);

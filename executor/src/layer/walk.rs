@@ -86,10 +86,7 @@ impl<'a> Walk<'a> {
     /// Starts a walk. With `lower`, changes of directories and hidden names are found out.
     pub(super) fn new(tree: &Path, lower: Option<&'a dyn LowerView>) -> Result<Self> {
         let fd = dir::open_tree(tree).map_err(|error| TreeError::io("open", tree, error))?;
-        let is_below = match lower {
-            Some(lower) => is_dir_below(lower, b"")?,
-            None => false,
-        };
+        let is_below = lower.is_some_and(LowerView::has_root);
         let mut walk = Self { lower, frames: Vec::new() };
         let opaque = dir::own_xattrs(&fd).map_err(|error| TreeError::io("read xattrs of", tree, error))?.is_opaque;
         walk.push(Vec::new(), fd, is_below, opaque)?;
@@ -183,11 +180,6 @@ fn compare(lower: &dyn LowerView, path: &[u8], stat: &Stat, capability: Option<&
     let xattrs = lower.xattrs(path).map_err(failed)?;
     let capability_below = xattrs.iter().find(|(name, _)| name == dir::CAPABILITY).map(|(_, value)| value.as_slice());
     Ok(if capability_below == capability { Below::SameDir } else { Below::OtherDir })
-}
-
-fn is_dir_below(lower: &dyn LowerView, path: &[u8]) -> Result<bool> {
-    let meta = lower.metadata(as_path(path)).map_err(|error| TreeError::io("look below", as_path(path), error))?;
-    Ok(meta.is_some_and(|meta| meta.kind == FileType::Directory))
 }
 
 /// Walks, loads batches of steps with `load` on the pool, and hands the results to `consume` in order.

@@ -94,22 +94,31 @@ impl Runner {
         Self { sandbox, store, options: Arc::new(options), resets: Arc::default() }
     }
 
-    /// Runs a step. What it wrote is in `request.upper` then, and nothing else is.
+    /// Runs a step, and if it succeeds `then`, on the step's thread: what the step wrote is in `request.upper` by then, and
+    /// nothing else is.
     ///
     /// # Errors
-    /// BuildKit's words for a command that failed (`process "…" did not complete successfully: exit code: 3`), for a
+    /// Those of `then`; BuildKit's words for a command that failed (`process "…" did not complete successfully: exit code: 3`), for a
     /// missing secret, agent or source; [`solver::Tier::Environment`] for what the machine refuses.
     ///
     /// # Cancellation
     /// By the request's token or by dropping: kills the command and waits for its end.
-    pub async fn run(&self, request: RunRequest<'_>) -> Result<(), OpError> {
+    pub async fn run<T: Send + 'static>(
+        &self,
+        request: RunRequest<'_>,
+        then: impl FnOnce() -> Result<T, OpError> + Send + 'static,
+    ) -> Result<T, OpError> {
         let (spec, _mounts) = self.prepare(&request, Stdio::Piped).await?;
         let step = request.step.clone();
         let mut log = move |stream: Stream, bytes: &[u8]| step.log(stream, bytes.to_vec());
-        let exit = self.sandbox.run(spec, &mut log, request.cancel).await;
+        let (sender, result) = std::sync::mpsc::sync_channel(1);
+        // There is room for the one value, and we are there.
+        let then = Box::new(move || drop(sender.send(then())));
+        let exit = self.sandbox.run(spec, &mut log, then, request.cancel).await;
         let outcome = outcome::judge(request.op, exit.map(|exit| warn(request.step, exit)));
         // Programs have many words for a full disk, or none.
-        outcome.map_err(|error| if is_full(&request.upper) { error.help(DISK_IS_FULL) } else { error })
+        outcome.map_err(|error| if is_full(&request.upper) { error.help(DISK_IS_FULL) } else { error })?;
+        result.try_recv().unwrap_or_else(|_| Err(OpError::internal("what follows a step was not done")))
     }
 
     /// Runs a command for a person, with our terminal or streams, and says how it ended: `rbuild run`.

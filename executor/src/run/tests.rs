@@ -158,7 +158,7 @@ impl Fixture {
             cancel,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let result = runtime.block_on(self.runner.run(request));
+        let result = runtime.block_on(self.runner.run(request, || Ok(())));
         drop(step);
         let output = log.iter().fold(Vec::new(), |mut all, event| {
             if let Event::Log { data, .. } = event {

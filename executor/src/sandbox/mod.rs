@@ -61,6 +61,9 @@ pub struct Sandbox {
     host: Arc<Host>,
 }
 
+/// What is done when a command has succeeded, on its thread: what follows right away need not be handed over first.
+pub type Then = Box<dyn FnOnce() + Send>;
+
 /// What takes output as it comes: never split at lines, never delayed.
 pub type Log<'a> = &'a mut (dyn FnMut(Stream, &[u8]) + Send);
 
@@ -90,15 +93,21 @@ impl Sandbox {
         self.host.isolation
     }
 
-    /// Runs a command to its end.
+    /// Runs a command to its end, and `then` if it has succeeded. Everything of the sandbox is gone by then.
     ///
     /// # Errors
     /// [`SandboxError`]; a command that ends with a code other than zero, or cannot be started, is not an error.
     ///
     /// # Cancellation
     /// By `cancel` or by dropping: everything is killed. Dropping waits for that, usually a few milliseconds.
-    pub async fn run(&self, spec: SandboxSpec, log: Log<'_>, cancel: &CancellationToken) -> Result<Exit, SandboxError> {
-        let mut run = Run::start(Arc::clone(&self.host), spec)?;
+    pub async fn run(
+        &self,
+        spec: SandboxSpec,
+        log: Log<'_>,
+        then: Then,
+        cancel: &CancellationToken,
+    ) -> Result<Exit, SandboxError> {
+        let mut run = Run::start(Arc::clone(&self.host), spec, then)?;
         loop {
             tokio::select! {
                 report = run.reports.recv() => match report {
@@ -123,7 +132,7 @@ impl Sandbox {
         // Keys that make signals go to the command: as bytes to its terminal, or from the kernel to its group. We only
         // have to survive them.
         let (mut interrupt, mut quit) = (listen(SignalKind::interrupt())?, listen(SignalKind::quit())?);
-        let mut run = Run::start(Arc::clone(&self.host), spec)?;
+        let mut run = Run::start(Arc::clone(&self.host), spec, Box::new(|| {}))?;
         loop {
             tokio::select! {
                 report = run.reports.recv() => match report {
@@ -152,7 +161,7 @@ struct Run {
 }
 
 impl Run {
-    fn start(host: Arc<Host>, spec: SandboxSpec) -> Result<Self, SandboxError> {
+    fn start(host: Arc<Host>, spec: SandboxSpec, then: Then) -> Result<Self, SandboxError> {
         let control = Arc::new(Control::new()?);
         let (sender, reports) = mpsc::channel(REPORTS);
         let (finishing, finished) = blocking::channel();
@@ -161,6 +170,10 @@ impl Run {
             .name("sandbox".to_owned())
             .spawn(move || {
                 let result = step::perform(&host, &spec, &orders, &sender);
+                match &result {
+                    Ok(exit) if exit.success() => then(),
+                    _ => drop(then),
+                }
                 // Nobody is there to hear it when the run was dropped.
                 drop(sender.blocking_send(Report::Done(result)));
                 drop(finishing);

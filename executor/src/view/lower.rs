@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::fs::FileType;
 
@@ -18,23 +18,32 @@ use crate::layer::{LowerMeta, LowerView};
 /// Directories that are kept open. Each holds one handle for every layer that has a part in it.
 const MAX_OPEN_DIRS: usize = 16;
 
-/// A [`RootView`] that answers the layer codec.
+/// A stack of layer trees that answers the layer codec. It is opened at the first question: most small layers ask none.
 pub struct Below {
-    view: RootView,
+    trees: Vec<PathBuf>,
+    view: OnceLock<RootView>,
     /// Latest use first. `None`: there is no such directory.
     recent: Mutex<VecDeque<(PathBuf, Option<DirView>)>>,
 }
 
 impl Below {
-    /// What `view` shows lies below.
-    pub fn new(view: RootView) -> Self {
-        Self { view, recent: Mutex::default() }
+    /// What the merged `trees` (base first) show lies below.
+    pub fn new(trees: Vec<PathBuf>) -> Self {
+        Self { trees, view: OnceLock::new(), recent: Mutex::default() }
+    }
+
+    fn view(&self) -> super::Result<&RootView> {
+        if let Some(view) = self.view.get() {
+            return Ok(view);
+        }
+        let opened = RootView::open(&self.trees)?;
+        Ok(self.view.get_or_init(|| opened))
     }
 
     /// The merged directory at `path`; no link is followed.
     fn dir(&self, path: &Path) -> super::Result<Option<DirView>> {
         if path.as_os_str().is_empty() {
-            return Ok(Some(self.view.root().clone()));
+            return Ok(Some(self.view()?.root().clone()));
         }
         if let Some(known) = self.recall(path) {
             return Ok(known);
@@ -76,9 +85,13 @@ impl Below {
 }
 
 impl LowerView for Below {
+    fn has_root(&self) -> bool {
+        !self.trees.is_empty()
+    }
+
     fn metadata(&self, path: &Path) -> io::Result<Option<LowerMeta>> {
         let node = match path.as_os_str().is_empty() {
-            true => self.view.root().metadata().map_err(io_error)?,
+            true => self.view().and_then(|view| view.root().metadata()).map_err(io_error)?,
             false => self.ask(path, DirView::lookup)?,
         };
         Ok(node.map(|node| meta_of(&node)))
@@ -93,7 +106,7 @@ impl LowerView for Below {
 
     fn xattrs(&self, path: &Path) -> io::Result<Vec<(OsString, Vec<u8>)>> {
         match path.as_os_str().is_empty() {
-            true => self.view.root().own_xattrs().map_err(io_error),
+            true => self.view().and_then(|view| view.root().own_xattrs()).map_err(io_error),
             false => Ok(self.ask(path, DirView::xattrs)?.unwrap_or_default()),
         }
     }

@@ -25,6 +25,7 @@ use cache::{Key, Layer, Store};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::error::OpError;
 use crate::graph::{Chain, Graph, Input, Location, ResultRef, Vertex, VertexId};
@@ -96,7 +97,15 @@ impl std::error::Error for SolveError {
 /// # Cancellation
 /// Through `ctx.cancel`, or by dropping the future (which aborts its tasks without waiting for their clean-up).
 pub async fn solve(graph: &Graph, targets: &[Input], ctx: SolveContext) -> Result<Vec<ResultRef>, SolveError> {
-    Schedule::new(graph, targets, &ctx).run(targets, &ctx.cancel).await
+    let (graph, targets) = (graph.clone(), targets.to_vec());
+    // On a thread of the runtime, among the work: to wake another thread for every result costs more than a look-up.
+    let mut task = JoinSet::new();
+    task.spawn(async move { Schedule::new(&graph, &targets, &ctx).run(&targets, &ctx.cancel).await });
+    match task.join_next().await {
+        Some(Ok(solved)) => solved,
+        Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Some(Err(_)) | None => Err(SolveError::of_build(OpError::cancelled())),
+    }
 }
 
 /// What a task reports when it ends.
@@ -175,6 +184,8 @@ impl<'a> Schedule<'a> {
             executor: ctx.executor.clone(),
             permits: Arc::new(Semaphore::new(ctx.parallelism.clamp(1, Semaphore::MAX_PERMITS))),
             cancel: ctx.cancel.child_token(),
+            progress: ctx.progress.clone(),
+            unstored: TaskTracker::new(),
         };
         Self {
             graph,
@@ -212,6 +223,8 @@ impl<'a> Schedule<'a> {
             self.check_invariants();
         }
         self.cancel_open_steps();
+        self.shared.unstored.close();
+        self.shared.unstored.wait().await;
         match self.failure.take() {
             Some(failure) => Err(failure),
             None => {

@@ -1,7 +1,9 @@
 //! The work on one vertex, as futures without a will of their own: making and looking up keys, performing.
 //!
-//! Store calls go to blocking threads. Everything that waits ends at once when the solve is cancelled, apart from an
-//! operation that is being performed, which is told and awaited, because it has to clean up.
+//! Store calls are made where they are needed: they take some ten microseconds, less than handing them to another thread
+//! and back. What a result's successors do not wait for is done behind their backs. Everything that waits ends at once
+//! when the solve is cancelled, apart from an operation that is being performed, which is told and awaited, because it
+//! has to clean up.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,13 +12,14 @@ use cache::{Key, Layer, LayerId, NewRecord, Record, Store, StoreLock};
 use futures_util::future::try_join_all;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::error::OpError;
 use crate::explain;
 use crate::graph::ResultRef;
 use crate::key::{self, Answer, Facts, Ingredient, Question};
 use crate::op::Op;
-use crate::progress::{Outcome, Step};
+use crate::progress::{Outcome, Progress, Step};
 use crate::traits::{Executor, Work};
 
 use super::Event;
@@ -31,6 +34,10 @@ pub(super) struct Shared {
     /// One for each operation that may be performed at once.
     pub(super) permits: Arc<Semaphore>,
     pub(super) cancel: CancellationToken,
+    /// For what is no step's any more.
+    pub(super) progress: Progress,
+    /// Results on their way into the store.
+    pub(super) unstored: TaskTracker,
 }
 
 /// An operation with the results it works on.
@@ -92,7 +99,7 @@ pub(super) async fn root(shared: Arc<Shared>, op: Arc<Op>, step: Step) -> Event 
 
 /// Looks the definition key up.
 pub(super) async fn look_fast(shared: Arc<Shared>, subject: Subject, lookup: Lookup, step: Step) -> Event {
-    let found = if subject.ignore_cache { None } else { find(&shared.store, lookup.key, &step).await };
+    let found = if subject.ignore_cache { None } else { find(&shared.store, lookup.key, &step) };
     Event::Looked(lookup, found)
 }
 
@@ -105,10 +112,11 @@ pub(super) async fn look_slow(shared: Arc<Shared>, subject: Subject, definition:
     if subject.ignore_cache {
         return Event::Looked(lookup, None);
     }
-    let found = find(&shared.store, lookup.key, &step).await;
-    if let (Some(layer), Some(definition)) = (&found, lookup.definition) {
-        let alias = alias_record(definition, layer);
-        put(&shared.store, Made { records: vec![alias], parents: Vec::new() }, None, &step).await;
+    let found = find(&shared.store, lookup.key, &step);
+    if let (Some(layer), Some(definition)) = (&found, lookup.definition)
+        && let Err(error) = shared.store.put_record(&alias_record(definition, layer))
+    {
+        step.warn(format!("the result is not remembered: {error}"));
     }
     Event::Looked(lookup, found)
 }
@@ -145,13 +153,13 @@ pub(super) async fn perform(shared: Arc<Shared>, performance: Performance) -> Ev
 async fn perform_locked(shared: &Shared, performance: Performance) -> Result<(Layer, Outcome), OpError> {
     let Performance { subject, lookup, needs_tree, name, slot, step } = performance;
     let Subject { op, inputs, ignore_cache, .. } = subject;
-    let ingredients = Arc::new(key::ingredients(&op, &lookup.facts));
+    let ingredients = key::ingredients(&op, &lookup.facts);
     let lock = if ignore_cache {
         // Builds that ignore the cache all do their own work, so there is nothing to wait for.
         step.miss("the cache is ignored");
         None
     } else {
-        let claim = Claim { key: lookup.key, slot: slot.clone(), ingredients: ingredients.clone() };
+        let claim = Claim { key: lookup.key, slot: &slot, ingredients: &ingredients };
         match claim_key(shared, claim, &step).await? {
             Claimed::Found(layer) => return Ok((layer, Outcome::Cached)),
             Claimed::Ours(lock, reason) => {
@@ -169,21 +177,27 @@ async fn perform_locked(shared: &Shared, performance: Performance) -> Result<(La
     let layer = shared.executor.perform(work).await?.layer;
     drop(permit);
 
-    let ingredients = serde_json::to_string(&*ingredients).expect("ingredients are pairs of strings");
+    let ingredients = serde_json::to_string(&ingredients).expect("ingredients are pairs of strings");
     let record = NewRecord { key, layer: layer.id.clone(), ingredients, name, slot, cost: began.elapsed() };
     let alias = lookup.definition.map(|definition| alias_record(definition, &layer));
-    let parents = lookup.facts.parents.layers().iter().map(|parent| parent.id.clone()).collect();
-    let records = [record].into_iter().chain(alias).collect();
-    put(&shared.store, Made { records, parents }, lock, &step).await;
+    let records: Vec<NewRecord> = [record].into_iter().chain(alias).collect();
+    let parents: Vec<LayerId> = lookup.facts.parents.layers().iter().map(|parent| parent.id.clone()).collect();
+    let (store, progress) = (shared.store.clone(), shared.progress.clone());
+    shared.unstored.spawn(async move {
+        if let Err(error) = store.put_records(&records, &parents) {
+            progress.warn(format!("the result of `{}` is not remembered: {error}", records[0].name));
+        }
+        // Who waits for the lock finds the result.
+        drop(lock);
+    });
     Ok((layer, Outcome::Done))
 }
 
 /// A key that a step wants to work on.
-#[derive(Clone)]
-struct Claim {
+struct Claim<'a> {
     key: Key,
-    slot: String,
-    ingredients: Arc<Vec<Ingredient>>,
+    slot: &'a str,
+    ingredients: &'a [Ingredient],
 }
 
 enum Claimed {
@@ -194,13 +208,12 @@ enum Claimed {
 }
 
 /// Takes the lock of a key, waiting for whoever works on it, and looks whether they have left a result.
-async fn claim_key(shared: &Shared, claim: Claim, step: &Step) -> Result<Claimed, OpError> {
+async fn claim_key(shared: &Shared, claim: Claim<'_>, step: &Step) -> Result<Claimed, OpError> {
     const WAITING: &str = "waiting for another build of this step";
     let mut pause = LOCK_PAUSE.0;
     let mut has_waited = false;
     loop {
-        let (store, claim) = (shared.store.clone(), claim.clone());
-        if let Some(claimed) = blocking(move || try_claim(&store, &claim)).await? {
+        if let Some(claimed) = try_claim(&shared.store, &claim)? {
             if has_waited {
                 step.status(WAITING, 0, 0, true);
             }
@@ -217,7 +230,7 @@ async fn claim_key(shared: &Shared, claim: Claim, step: &Step) -> Result<Claimed
 }
 
 /// `None` while somebody else has the lock.
-fn try_claim(store: &Store, claim: &Claim) -> cache::Result<Option<Claimed>> {
+fn try_claim(store: &Store, claim: &Claim<'_>) -> cache::Result<Option<Claimed>> {
     let Some(lock) = store.try_lock(&format!("key-{}", oci::digest::hex(&claim.key.0)))? else { return Ok(None) };
     // A store that cannot answer makes a build slow, not impossible; the look-up before this one has said so.
     if let Ok(Some(record)) = store.find_record(&claim.key) {
@@ -227,36 +240,13 @@ fn try_claim(store: &Store, claim: &Claim) -> cache::Result<Option<Claimed>> {
 }
 
 /// The recorded layer. A store that cannot answer makes a build slow, not impossible.
-async fn find(store: &Store, key: Key, step: &Step) -> Option<Layer> {
-    let store = store.clone();
-    match blocking(move || store.find_record(&key)).await {
+fn find(store: &Store, key: Key, step: &Step) -> Option<Layer> {
+    match store.find_record(&key) {
         Ok(record) => record.map(|record| record.layer.layer),
         Err(error) => {
             step.warn(format!("the cache cannot be read: {error}"));
             None
         }
-    }
-}
-
-/// What is to be remembered of a result.
-struct Made {
-    records: Vec<NewRecord>,
-    /// What it was built on, base layer first; empty when that is nothing, or known already.
-    parents: Vec<LayerId>,
-}
-
-/// Stores what was made, then lets go of the lock, so that who waits for it finds it.
-async fn put(store: &Store, made: Made, lock: Option<StoreLock>, step: &Step) {
-    let store = store.clone();
-    let stored = blocking(move || {
-        let Made { records, parents } = made;
-        let stored = records.iter().try_for_each(|record| store.put_record(record));
-        drop(lock);
-        let layer = records.first().map(|record| &record.layer).filter(|_| !parents.is_empty());
-        stored.and_then(|()| layer.map_or(Ok(()), |layer| store.set_parents(layer, &parents)))
-    });
-    if let Err(error) = stored.await {
-        step.warn(format!("the result is not remembered: {error}"));
     }
 }
 
@@ -273,10 +263,10 @@ fn alias_record(key: Key, layer: &Layer) -> NewRecord {
 }
 
 /// Why there is no record, in half a line.
-fn miss_reason(store: &Store, claim: &Claim) -> String {
-    let earlier = if claim.slot.is_empty() { Ok(None) } else { store.latest_of_slot(&claim.slot) };
+fn miss_reason(store: &Store, claim: &Claim<'_>) -> String {
+    let earlier = if claim.slot.is_empty() { Ok(None) } else { store.latest_of_slot(claim.slot) };
     match earlier {
-        Ok(Some(earlier)) => compare(&earlier, claim.key, &claim.ingredients),
+        Ok(Some(earlier)) => compare(&earlier, claim.key, claim.ingredients),
         Ok(None) => "not built here before".to_owned(),
         Err(error) => format!("the cache cannot be read: {error}"),
     }
@@ -296,14 +286,5 @@ impl Shared {
     /// Waits for `future`, but no longer than until the solve is cancelled.
     async fn unless_cancelled<T>(&self, future: impl Future<Output = Result<T, OpError>>) -> Result<T, OpError> {
         self.cancel.run_until_cancelled(future).await.unwrap_or_else(|| Err(OpError::cancelled()))
-    }
-}
-
-/// Runs a call that touches files off the runtime's threads.
-async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(call).await {
-        Ok(result) => result,
-        // It is never aborted, so it has panicked; that must not pass for an answer.
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }

@@ -36,7 +36,7 @@ impl Stack {
 
     fn apply(&self, tar: Tar) -> Result<()> {
         let unpacked = unpack(tar.bytes().as_slice(), &self.path("tree"), &UnpackOptions::default())?;
-        let below = Below::new(RootView::open(&[self.path("lower")]).expect("opens"));
+        let below = Below::new(vec![self.path("lower")]);
         fix_up(&self.path("tree"), &below, &unpacked)?;
         // A second time changes nothing.
         let before = listing(&self.path("tree"));

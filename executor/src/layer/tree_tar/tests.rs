@@ -10,7 +10,7 @@ use super::*;
 use crate::layer::NothingBelow;
 use crate::layer::testing::{TIME, listing, opaque, privileged_dir, skip, tar_listing, whiteout};
 use crate::layer::{UnpackOptions, fix_up, unpack};
-use crate::view::{Below, RootView};
+use crate::view::Below;
 
 /// A lower tree and an upper tree over it.
 struct Trees {
@@ -41,7 +41,7 @@ impl Trees {
     /// The tar of the upper tree, after setting all times.
     fn tar(&self) -> Vec<u8> {
         set_times(&self.path("upper", ""));
-        let below = Below::new(RootView::open(&[self.path("lower", "")]).expect("opens"));
+        let below = Below::new(vec![self.path("lower", "")]);
         tar_over(&self.path("upper", ""), &below)
     }
 }
@@ -234,7 +234,7 @@ fn what_the_kernel_records_survives_the_tar() {
         Ok(output) => return skip(&format!("no overlay mounts here: {}", String::from_utf8_lossy(&output.stderr))),
         Err(error) => return skip(&format!("no unshare program: {error}")),
     }
-    let lower = Below::new(RootView::open(&[trees.path("lower", "")]).expect("opens"));
+    let lower = Below::new(vec![trees.path("lower", "")]);
     let tar = tar_over(&trees.path("upper", ""), &lower);
     let unpacked = unpack(tar.as_slice(), &trees.path("again", ""), &UnpackOptions::default()).expect("unpacks");
     fix_up(&trees.path("again", ""), &lower, &unpacked).expect("fixes");

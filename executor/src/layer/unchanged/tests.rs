@@ -5,7 +5,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::layer::testing::{listing, privileged_dir, skip};
-use crate::view::{Below, RootView};
+use crate::view::Below;
 
 /// A lower tree made by one script and the upper directory that another leaves in a root over it; `None` without overlays.
 fn upper_after(make: &str, step: &str) -> Option<TempDir> {
@@ -28,8 +28,8 @@ fn upper_after(make: &str, step: &str) -> Option<TempDir> {
 }
 
 fn drop_in(dir: &TempDir) {
-    let view = |tree: &str| Below::new(RootView::open(&[dir.path().join(tree)]).expect("opens"));
-    drop_unchanged(&dir.path().join("upper"), || Ok::<_, TreeError>((view("upper"), view("lower")))).expect("drops");
+    let view = |tree: &str| Below::new(vec![dir.path().join(tree)]);
+    drop_unchanged(&dir.path().join("upper"), &view("upper"), &view("lower")).expect("drops");
 }
 
 /// Paths of what is in the upper directory.

@@ -14,7 +14,7 @@ use super::ImageSource;
 use super::fetch::{UnpackedDraft, tree_error};
 use crate::layer::{NothingBelow, fix_up};
 use crate::source::blocking;
-use crate::view::{Below, RootView};
+use crate::view::Below;
 
 /// Layers that are unpacked at once. Each keeps a decompressor, a hasher and the disk busy.
 const UNPACKED_AT_ONCE: usize = 4;
@@ -147,8 +147,7 @@ fn attach(
         if complete.is_empty() {
             fix_up(&draft.tree(), &NothingBelow, &unpacked).map_err(tree_error)?;
         } else {
-            let view = RootView::open(&complete).map_err(|error| OpError::environment(error.to_string()))?;
-            fix_up(&draft.tree(), &Below::new(view), &unpacked).map_err(tree_error)?;
+            fix_up(&draft.tree(), &Below::new(complete.clone()), &unpacked).map_err(tree_error)?;
         }
         let id = match unpacked.is_self_contained() {
             true => layer.id.clone(),
