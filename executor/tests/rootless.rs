@@ -122,7 +122,7 @@ fn run(sandbox: &Sandbox, spec: SandboxSpec) -> String {
     let mut output = Vec::new();
     let mut log = |_: Stream, bytes: &[u8]| output.extend_from_slice(bytes);
     let exit = runtime
-        .block_on(sandbox.run(spec, &mut log, Box::new(|| {}), &CancellationToken::new()))
+        .block_on(sandbox.run(spec, &mut log, Box::new(|_| {}), &CancellationToken::new()))
         .expect("a command that runs");
     let output = String::from_utf8(output).expect("text");
     assert_eq!(exit.code, 0, "{output}");

@@ -112,13 +112,21 @@ impl Runner {
         let step = request.step.clone();
         let mut log = move |stream: Stream, bytes: &[u8]| step.log(stream, bytes.to_vec());
         let (sender, result) = std::sync::mpsc::sync_channel(1);
-        // There is room for the one value, and we are there.
-        let then = Box::new(move || drop(sender.send(then())));
-        let exit = self.sandbox.run(spec, &mut log, then, request.cancel).await;
+        let upper = request.upper.clone();
+        let then = move |succeeded: bool| {
+            let next = if succeeded { Next::Done(then()) } else { Next::Failed { disk_is_full: is_full(&upper) } };
+            // There is room for the one value.
+            drop(sender.send(next));
+        };
+        let exit = self.sandbox.run(spec, &mut log, Box::new(then), request.cancel).await;
         let outcome = outcome::judge(request.op, exit.map(|exit| warn(request.step, exit)));
-        // Programs have many words for a full disk, or none.
-        outcome.map_err(|error| if is_full(&request.upper) { error.help(DISK_IS_FULL) } else { error })?;
-        result.try_recv().unwrap_or_else(|_| Err(OpError::internal("what follows a step was not done")))
+        match (outcome, result.try_recv()) {
+            (Ok(()), Ok(Next::Done(done))) => done,
+            // Programs have many words for a full disk, or none.
+            (Err(error), Ok(Next::Failed { disk_is_full: true })) => Err(error.help(DISK_IS_FULL)),
+            (Err(error), _) => Err(error),
+            (Ok(()), _) => Err(OpError::internal("what follows a step was not done")),
+        }
     }
 
     /// Runs a command for a person, with our terminal or streams, and says how it ended: `rbuild run`.
@@ -176,6 +184,17 @@ impl Runner {
         };
         Ok((spec, mounts))
     }
+}
+
+/// What came after a command.
+enum Next<T> {
+    /// It succeeded, and this followed.
+    Done(Result<T, OpError>),
+    /// It failed, or was not run at all.
+    Failed {
+        /// Whether its disk was full then.
+        disk_is_full: bool,
+    },
 }
 
 /// Whether next to nothing more can be written there.

@@ -25,6 +25,7 @@ mod namespaces;
 mod network;
 mod overlay;
 mod points;
+mod room;
 mod rootfs;
 mod rootless;
 pub mod seccomp;
@@ -54,15 +55,18 @@ pub use spec::{Exit, MemoryFile, MountSource, NotStarted, Resources, SandboxMoun
 
 use control::{Control, Report};
 use host::Host;
+use room::{Job, Room, Tell, Threads};
 
 /// Runs commands. One a process; cheap to clone; any number of commands at once.
 #[derive(Clone)]
 pub struct Sandbox {
     host: Arc<Host>,
+    threads: Arc<Threads>,
 }
 
-/// What is done when a command has succeeded, on its thread: what follows right away need not be handed over first.
-pub type Then = Box<dyn FnOnce() + Send>;
+/// What is done when a command has ended, on its thread, so that it need not be handed over first; is told whether the
+/// command has succeeded.
+pub type Then = Box<dyn FnOnce(bool) + Send>;
 
 /// What takes output as it comes: never split at lines, never delayed.
 pub type Log<'a> = &'a mut (dyn FnMut(Stream, &[u8]) + Send);
@@ -80,7 +84,7 @@ impl Sandbox {
     /// # Errors
     /// When the machine's facts cannot be read, or `scratch` cannot be written.
     pub fn new(scratch: TempDir, network: Arc<dyn NetworkProvider>) -> Result<Self, SandboxError> {
-        Host::new(scratch, network).map(|host| Self { host: Arc::new(host) })
+        Host::new(scratch, network).map(|host| Self { host: Arc::new(host), threads: Arc::default() })
     }
 
     /// The scratch directory: a place for sockets and the like that commands are to see.
@@ -93,7 +97,7 @@ impl Sandbox {
         self.host.isolation
     }
 
-    /// Runs a command to its end, and `then` if it has succeeded. Everything of the sandbox is gone by then.
+    /// Runs a command to its end, and `then`. Everything of the sandbox is gone by then.
     ///
     /// # Errors
     /// [`SandboxError`]; a command that ends with a code other than zero, or cannot be started, is not an error.
@@ -107,7 +111,7 @@ impl Sandbox {
         then: Then,
         cancel: &CancellationToken,
     ) -> Result<Exit, SandboxError> {
-        let mut run = Run::start(Arc::clone(&self.host), spec, then)?;
+        let mut run = Run::start(self, spec, then)?;
         loop {
             tokio::select! {
                 report = run.reports.recv() => match report {
@@ -132,7 +136,7 @@ impl Sandbox {
         // Keys that make signals go to the command: as bytes to its terminal, or from the kernel to its group. We only
         // have to survive them.
         let (mut interrupt, mut quit) = (listen(SignalKind::interrupt())?, listen(SignalKind::quit())?);
-        let mut run = Run::start(Arc::clone(&self.host), spec, Box::new(|| {}))?;
+        let mut run = Run::start(self, spec, Box::new(|_| {}))?;
         loop {
             tokio::select! {
                 report = run.reports.recv() => match report {
@@ -161,24 +165,21 @@ struct Run {
 }
 
 impl Run {
-    fn start(host: Arc<Host>, spec: SandboxSpec, then: Then) -> Result<Self, SandboxError> {
+    fn start(sandbox: &Sandbox, spec: SandboxSpec, then: Then) -> Result<Self, SandboxError> {
         let control = Arc::new(Control::new()?);
         let (sender, reports) = mpsc::channel(REPORTS);
         let (finishing, finished) = blocking::channel();
-        let orders = Arc::clone(&control);
-        std::thread::Builder::new()
-            .name("sandbox".to_owned())
-            .spawn(move || {
-                let result = step::perform(&host, &spec, &orders, &sender);
-                match &result {
-                    Ok(exit) if exit.success() => then(),
-                    _ => drop(then),
-                }
+        let (orders, network) = (Arc::clone(&control), spec.network);
+        let work = move |host: &Host, room: Option<Room<'_>>| -> Tell {
+            let result = step::perform(host, &spec, &orders, &sender, room);
+            then(result.as_ref().is_ok_and(Exit::success));
+            Box::new(move || {
                 // Nobody is there to hear it when the run was dropped.
                 drop(sender.blocking_send(Report::Done(result)));
                 drop(finishing);
             })
-            .map_err(SandboxError::io("start", "a thread"))?;
+        };
+        sandbox.threads.begin(&sandbox.host, Job { network, work: Box::new(work) })?;
         Ok(Self { reports, control, cancelled: false, finished })
     }
 

@@ -18,26 +18,28 @@ pub(super) struct Namespaces<'a> {
 }
 
 impl<'a> Namespaces<'a> {
-    /// Joins and makes what `spec` wants; mounts no longer reach the host.
-    pub(super) fn enter(host: &'a Host, spec: &SandboxSpec) -> Result<Self, SandboxError> {
-        let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
-        let private_network = match spec.network {
-            NetworkMode::Host => false,
-            NetworkMode::None => {
-                flags |= UnshareFlags::NEWNET;
-                true
-            }
+    /// Makes namespaces for a command with that network; mounts no longer reach the host.
+    pub(super) fn enter(host: &'a Host, network: NetworkMode) -> Result<Self, SandboxError> {
+        let private_network = match network {
             NetworkMode::Default => join_network(host)?,
+            NetworkMode::Host | NetworkMode::None => false,
         };
+        let flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
         crate::sys::namespace::unshare(flags).map_err(SandboxError::setup("make namespaces"))?;
         let namespaces = Self { host, private_network };
-        if spec.network == NetworkMode::None {
-            crate::sys::net::loopback_up().map_err(SandboxError::setup("bring the loopback interface up"))?;
-        }
-        rustix::system::sethostname(spec.hostname.as_bytes()).map_err(SandboxError::setup("set the host name"))?;
         rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
             .map_err(SandboxError::setup("make mounts private"))?;
         Ok(namespaces)
+    }
+
+    /// Makes them those of one command.
+    pub(super) fn give_to(&mut self, spec: &SandboxSpec) -> Result<(), SandboxError> {
+        if spec.network == NetworkMode::None {
+            crate::sys::namespace::unshare(UnshareFlags::NEWNET).map_err(SandboxError::setup("make namespaces"))?;
+            self.private_network = true;
+            crate::sys::net::loopback_up().map_err(SandboxError::setup("bring the loopback interface up"))?;
+        }
+        rustix::system::sethostname(spec.hostname.as_bytes()).map_err(SandboxError::setup("set the host name"))
     }
 }
 

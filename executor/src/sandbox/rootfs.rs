@@ -6,6 +6,7 @@
 use std::ffi::CString;
 
 use rustix::fs::{FileType, Mode};
+use rustix::mount::MountAttrFlags;
 
 use crate::sys::spawn::MountCall;
 use solver::SecurityMode;
@@ -52,15 +53,15 @@ pub(super) const HOST_DEVICES: &[&str] = &[
 
 /// Symlinks in `/dev`.
 pub(super) const DEVICE_LINKS: &[(&str, &str)] = &[
-    ("/dev/fd", "/proc/self/fd"),
-    ("/dev/stdin", "/proc/self/fd/0"),
-    ("/dev/stdout", "/proc/self/fd/1"),
-    ("/dev/stderr", "/proc/self/fd/2"),
-    ("/dev/ptmx", "pts/ptmx"),
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
 ];
 
 /// Directories in `/dev`.
-pub(super) const DEVICE_DIRECTORIES: &[&str] = &["/dev/pts", "/dev/shm", "/dev/mqueue"];
+pub(super) const DEVICE_DIRECTORIES: &[&str] = &["pts", "shm", "mqueue"];
 
 /// Mode of the device nodes.
 pub(super) const DEVICE_MODE: Mode = Mode::from_raw_mode(0o666);
@@ -100,20 +101,45 @@ impl Sensitive {
     }
 }
 
-/// `/dev` itself; the nodes, links and directories come next, then [`device_mounts`].
-pub(super) fn device_tmpfs() -> MountCall {
-    mount("tmpfs", "/dev", "tmpfs", libc::MS_NOSUID | libc::MS_STRICTATIME, "mode=755,size=65536k")
+/// A file system that is made before there is a place for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NewMount {
+    /// Where it goes.
+    pub(super) target: &'static str,
+    /// Its kind.
+    pub(super) kind: &'static str,
+    /// What it calls itself.
+    pub(super) source: &'static str,
+    /// Options; those without a value are flags.
+    pub(super) options: Vec<(&'static str, Option<String>)>,
+    pub(super) attributes: MountAttrFlags,
+}
+
+/// `/dev` itself, to be filled with nodes, links and directories.
+pub(super) fn device_tmpfs() -> NewMount {
+    NewMount {
+        target: "/dev",
+        kind: "tmpfs",
+        source: "tmpfs",
+        options: vec![("mode", Some("755".to_owned())), ("size", Some("65536k".to_owned()))],
+        attributes: MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_STRICTATIME),
+    }
 }
 
 /// Mounts below `/dev`.
-pub(super) fn device_mounts(shm_size_bytes: Option<u64>, tty_group_exists: bool) -> Vec<MountCall> {
-    let shm = format!("mode=1777,size={}", shm_size_bytes.unwrap_or(SHM_BYTES));
-    let group = if tty_group_exists { format!(",gid={TTY_GROUP}") } else { String::new() };
-    let terminals = format!("newinstance,ptmxmode=0666,mode=0620{group}");
-    vec![
-        mount("devpts", "/dev/pts", "devpts", libc::MS_NOSUID | libc::MS_NOEXEC, &terminals),
-        mount("shm", "/dev/shm", "tmpfs", NOTHING_SPECIAL, &shm),
-        mount("mqueue", "/dev/mqueue", "mqueue", NOTHING_SPECIAL, ""),
+pub(super) fn device_mounts(shm_size_bytes: Option<u64>, tty_group_exists: bool) -> [NewMount; 3] {
+    let no_programs = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
+    let nothing_special = no_programs.union(MountAttrFlags::MOUNT_ATTR_NODEV);
+    let value = |name, value: &str| (name, Some(value.to_owned()));
+    let mut terminals = vec![("newinstance", None), value("ptmxmode", "0666"), value("mode", "0620")];
+    terminals.extend(tty_group_exists.then(|| value("gid", &TTY_GROUP.to_string())));
+    let size = shm_size_bytes.unwrap_or(SHM_BYTES).to_string();
+    let shm = vec![value("mode", "1777"), value("size", &size)];
+    let mount = |target, kind, source, options, attributes| NewMount { target, kind, source, options, attributes };
+    [
+        mount("/dev/pts", "devpts", "devpts", terminals, no_programs),
+        mount("/dev/shm", "tmpfs", "shm", shm, nothing_special),
+        mount("/dev/mqueue", "mqueue", "mqueue", Vec::new(), nothing_special),
     ]
 }
 
@@ -198,17 +224,19 @@ mod tests {
     }
 
     #[test]
-    fn mounts_come_in_order_of_their_targets() {
-        assert_eq!(targets(&device_mounts(None, true)), ["/dev/pts", "/dev/shm", "/dev/mqueue"]);
+    fn devices_have_their_places() {
+        assert_eq!(device_mounts(None, true).map(|mount| mount.target), ["/dev/pts", "/dev/shm", "/dev/mqueue"]);
     }
 
     #[test]
     fn options_are_those_of_the_specification() {
-        let calls = device_mounts(Some(128 << 20), true);
-        let options = |index: usize| calls[index].options.as_ref().unwrap().to_str().unwrap();
-        assert_eq!(options(0), "newinstance,ptmxmode=0666,mode=0620,gid=5");
-        assert_eq!(options(1), "mode=1777,size=134217728");
-        assert_eq!(calls[2].options, None);
+        let text = |(name, value): &(&str, Option<String>)| match value {
+            Some(value) => format!("{name}={value}"),
+            None => (*name).to_owned(),
+        };
+        let options = device_mounts(Some(128 << 20), true)
+            .map(|mount| mount.options.iter().map(text).collect::<Vec<_>>().join(","));
+        assert_eq!(options, ["newinstance,ptmxmode=0666,mode=0620,gid=5", "mode=1777,size=134217728", ""]);
         assert_eq!(proc_mount().flags & libc::MS_RDONLY, 0);
         assert_eq!(sys_mount(SecurityMode::Sandbox).flags & libc::MS_RDONLY, libc::MS_RDONLY);
         assert_eq!(sys_mount(SecurityMode::Insecure).flags & libc::MS_RDONLY, 0);

@@ -17,6 +17,7 @@ use tokio::sync::mpsc::Sender;
 
 use super::cgroup::StepGroup;
 use super::control::{Control, Report};
+use super::devices::Devices;
 use super::error::SandboxError;
 use super::guard::DevicePolicy;
 use super::host::Host;
@@ -25,6 +26,7 @@ use super::mounts::{self, Prepared, Workshop, file_attributes};
 use super::namespaces::Namespaces;
 use super::overlay::Overlay;
 use super::points::{self, MadePoint, PointKind};
+use super::room::Room;
 use super::spec::{Exit, SandboxSpec};
 use super::streams::Streams;
 use super::supervise::supervise;
@@ -40,12 +42,13 @@ pub(super) const DEFAULT_CAPABILITIES: u64 = 0xa804_25fb;
 const HOSTS: &str = "/etc/hosts";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// Runs the command of `spec` to its end. Blocks; must have its thread to itself.
-pub(super) fn perform(
-    host: &Host,
+/// Runs the command of `spec` to its end, in `room` if one was made ahead. Blocks; must have its thread to itself.
+pub(super) fn perform<'a>(
+    host: &'a Host,
     spec: &SandboxSpec,
     control: &Control,
     reports: &Sender<Report>,
+    room: Option<Room<'a>>,
 ) -> Result<Exit, SandboxError> {
     if control.is_cancelled() {
         return Err(SandboxError::Cancelled);
@@ -73,8 +76,16 @@ pub(super) fn perform(
         birthplace,
     };
     let outcome = {
-        let namespaces = Namespaces::enter(host, spec)?;
-        let outcome = step.run(&namespaces, &mut made);
+        let (mut namespaces, devices) = match room {
+            Some(room) => (room.namespaces, Some(room.devices)),
+            None => (Namespaces::enter(host, spec.network)?, None),
+        };
+        namespaces.give_to(spec)?;
+        let devices = match devices.filter(|devices| devices.fit(policy, spec.shm_size_bytes)) {
+            Some(devices) => devices,
+            None => Devices::prepare(host, policy, spec.shm_size_bytes)?,
+        };
+        let outcome = step.run(&namespaces, &devices, &mut made);
         drop(namespaces);
         outcome
     };
@@ -155,12 +166,17 @@ type Outcome = (Ended, Option<super::spec::NotStarted>);
 
 impl Step<'_> {
     /// Inside the namespaces: from the host's root to the end of the command.
-    fn run(&self, namespaces: &Namespaces<'_>, made: &mut Vec<MadePoint>) -> Result<Outcome, SandboxError> {
+    fn run(
+        &self,
+        namespaces: &Namespaces<'_>,
+        devices: &Devices,
+        made: &mut Vec<MadePoint>,
+    ) -> Result<Outcome, SandboxError> {
         let Sources { early, sys, late } = self.mount_root_and_prepare(namespaces)?;
         mounts::enter_root(&self.host.root_point())?;
         // Modes are given exactly from here on. The thread's umask is its own since its mount namespace is.
         rustix::process::umask(Mode::empty());
-        self.fill_root(early, made)?;
+        self.fill_root(devices, early, made)?;
         let account = login::account(&self.spec.user)?;
         if !is_kernel_path(&self.spec.cwd) {
             login::make_directory(&self.spec.cwd, &account)?;
@@ -245,7 +261,12 @@ impl Step<'_> {
     }
 
     /// `/dev` and all mounts that need no process inside. The thread's root is the container's.
-    fn fill_root(&self, early: Vec<Prepared>, made: &mut Vec<MadePoint>) -> Result<(), SandboxError> {
+    fn fill_root(
+        &self,
+        devices: &Devices,
+        early: Vec<Prepared>,
+        made: &mut Vec<MadePoint>,
+    ) -> Result<(), SandboxError> {
         // These three stay in the layer of a step on a root that does not have them.
         for directory in ["/dev", "/proc", "/sys"] {
             match rustix::fs::mkdir(directory, Mode::from_raw_mode(0o755)) {
@@ -253,7 +274,7 @@ impl Step<'_> {
                 Err(errno) => return Err(SandboxError::call("create", directory)(errno)),
             }
         }
-        devices::fill(self.host, self.policy, self.spec.shm_size_bytes)?;
+        devices.attach()?;
         early.into_iter().try_for_each(|mount| mount.attach(made))
     }
 

@@ -88,7 +88,7 @@ impl Fixture {
         let mut output = String::new();
         let mut log = |_: Stream, bytes: &[u8]| output.push_str(&String::from_utf8_lossy(bytes));
         let cancel = CancellationToken::new();
-        let exit = runtime().block_on(self.sandbox.run(spec.clone(), &mut log, Box::new(|| {}), &cancel))?;
+        let exit = runtime().block_on(self.sandbox.run(spec.clone(), &mut log, Box::new(|_| {}), &cancel))?;
         Ok(Outcome { exit, output, upper: listing(&spec.upper) })
     }
 
@@ -597,7 +597,7 @@ fn privileged_cancelled_and_dropped_commands_leave_nothing() {
             let cancel = CancellationToken::new();
             let started = CancellationToken::new();
             let mut log = |_: Stream, _: &[u8]| started.cancel();
-            let run = fixture.sandbox.run(spec, &mut log, Box::new(|| {}), &cancel);
+            let run = fixture.sandbox.run(spec, &mut log, Box::new(|_| {}), &cancel);
             tokio::pin!(run);
             tokio::select! {
                 _ = &mut run => panic!("ended by itself"),
@@ -624,7 +624,7 @@ fn privileged_many_at_once() {
             runtime.spawn(async move {
                 let mut output = Vec::new();
                 let mut log = |_: Stream, bytes: &[u8]| output.extend_from_slice(bytes);
-                let exit = sandbox.run(spec, &mut log, Box::new(|| {}), &CancellationToken::new()).await.unwrap();
+                let exit = sandbox.run(spec, &mut log, Box::new(|_| {}), &CancellationToken::new()).await.unwrap();
                 (exit.code, output)
             })
         })
@@ -729,7 +729,7 @@ fn batch(fixture: &Fixture, runtime: &tokio::runtime::Runtime, network: NetworkM
     for spec in specs {
         let mut log = |_: Stream, _: &[u8]| {};
         let exit =
-            runtime.block_on(fixture.sandbox.run(spec, &mut log, Box::new(|| {}), &CancellationToken::new())).unwrap();
+            runtime.block_on(fixture.sandbox.run(spec, &mut log, Box::new(|_| {}), &CancellationToken::new())).unwrap();
         assert!(exit.success());
     }
     start.elapsed().as_secs_f64() * 1000.0 / f64::from(STEPS)
