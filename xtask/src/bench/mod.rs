@@ -169,7 +169,7 @@ impl Runner<'_> {
 
     fn ours(&self, workload: &Workload) -> Command {
         let mut command = Command::new(self.rbuild);
-        command.arg("--store").arg(self.store()).args(["--progress=plain", "--network=host", "--allow=network.host"]);
+        command.arg("--store").arg(self.store()).arg("--progress=plain");
         match workload.product {
             Product::LocalImage => command.args(["-t", "bench"]),
             Product::Archive => {

@@ -47,39 +47,47 @@ pub(crate) fn choose(name: Option<&str>, busybox_tar: &Path, work: &Path) -> Res
 
 /// Debian's docker engine with its embedded BuildKit.
 struct Docker {
+    program: &'static str,
     archive: PathBuf,
 }
 
+/// Debian's client, even where another one lies before it on the path: it brings its own BuildKit along.
+const DEBIANS_DOCKER: &str = "/usr/bin/docker";
+
 impl Docker {
     fn start(busybox_tar: &Path, work: &Path) -> Result<Self> {
-        if !answers("docker", &["info"]) {
+        let program = if Path::new(DEBIANS_DOCKER).exists() { DEBIANS_DOCKER } else { "docker" };
+        if !answers(program, &["info"]) {
             say("starting dockerd");
             let log = std::fs::File::create(work.join("dockerd.log"))?;
             Command::new("dockerd").stdout(log.try_clone()?).stderr(log).spawn().context("cannot start dockerd")?;
             let deadline = Instant::now() + Duration::from_secs(60);
-            while !answers("docker", &["info"]) {
+            while !answers(program, &["info"]) {
                 if Instant::now() > deadline {
                     bail!("dockerd does not answer; see {}", work.join("dockerd.log").display());
                 }
                 std::thread::sleep(Duration::from_millis(200));
             }
         }
-        run_command(Command::new("docker").arg("import").arg(busybox_tar).arg("busybox").stdout(Stdio::null()))?;
-        Ok(Self { archive: work.join("peer.tar") })
+        run_command(Command::new(program).arg("import").arg(busybox_tar).arg("busybox").stdout(Stdio::null()))?;
+        Ok(Self { program, archive: work.join("peer.tar") })
     }
 }
 
 impl Peer for Docker {
     fn name(&self) -> String {
-        version("docker", &["version", "--format", "docker engine {{.Server.Version}} (its embedded BuildKit)"])
+        version(self.program, &["version", "--format", "docker engine {{.Server.Version}} (its embedded BuildKit)"])
     }
 
     fn build(&self, context: &Path, product: Product, cold: bool) -> Command {
-        let build = format!("docker build -q {} -t bench {}", if cold { "--no-cache" } else { "" }, context.display());
+        let cache = if cold { "--no-cache" } else { "" };
+        let build = format!("{} build -q {cache} -t bench {}", self.program, context.display());
         let text = match product {
             Product::LocalImage => build,
             // Its BuildKit writes no OCI archives: what its users do instead.
-            Product::Archive => format!("{build} && docker save bench | gzip > {}", self.archive.display()),
+            Product::Archive => {
+                format!("{build} && {} save bench | gzip > {}", self.program, self.archive.display())
+            }
         };
         let mut command = Command::new("sh");
         command.env("DOCKER_BUILDKIT", "1").args(["-ec", &text]);
