@@ -11,14 +11,13 @@ use std::path::{Path, PathBuf};
 use oci::{Digest, Sha256};
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
+use crate::bulk::{BulkFile, BulkReader};
 use crate::durability::current_epoch;
 use crate::error::{Fault, IoContext, Result, StoreError};
 use crate::lease::Kind;
 use crate::scratch::inode_bytes;
 use crate::store::{Store, now};
 
-/// Small writes are gathered into pieces of this size.
-const BUFFER_BYTES: usize = 256 << 10;
 /// Pieces in which a file is read to be hashed.
 const HASH_BYTES: usize = 1 << 20;
 
@@ -27,10 +26,9 @@ const HASH_BYTES: usize = 1 << 20;
 /// Dropped without a commit, nothing is left. Any number of writers may produce the same digest at the same time.
 pub struct BlobWriter {
     store: Store,
-    file: File,
+    file: BulkFile,
     /// The temporary file; `None` once it has been renamed into place.
     path: Option<PathBuf>,
-    buffer: Vec<u8>,
     hasher: Option<Sha256>,
     len_bytes: u64,
 }
@@ -51,9 +49,8 @@ impl Store {
         let file = file.during("create", &path)?;
         Ok(BlobWriter {
             store: self.clone(),
-            file,
+            file: BulkFile::new(file),
             path: Some(path),
-            buffer: Vec::new(),
             hasher: Some(Sha256::new()),
             len_bytes: 0,
         })
@@ -107,14 +104,16 @@ impl Store {
     pub fn link_or_copy_blob(&self, digest: &Digest, dest: &Path) -> Result<u64> {
         let unknown = || StoreError::UnknownBlob { digest: digest.clone() };
         let source_path = self.find(digest)?.ok_or_else(unknown)?;
-        let mut source = File::open(&source_path).during("open", &source_path)?;
-        let mut target = File::create(dest).during("create", dest)?;
+        let source = File::open(&source_path).during("open", &source_path)?;
+        let target = File::create(dest).during("create", dest)?;
         // Never a hard link: the copy belongs to the user, who may change it.
         if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
             return Ok(target.metadata().during("inspect", dest)?.len());
         }
-        // The standard library uses `copy_file_range` between files.
-        std::io::copy(&mut source, &mut target).during("write", dest)
+        let mut target = BulkFile::new(target);
+        let len_bytes = std::io::copy(&mut BulkReader::new(source), &mut target).during("write", dest)?;
+        target.finish().during("write", dest)?;
+        Ok(len_bytes)
     }
 
     /// Finds a blob, notes its use, and makes sure that its file is there and has been verified at least once.
@@ -192,14 +191,7 @@ impl BlobWriter {
             hasher.update(bytes);
         }
         self.len_bytes += bytes.len() as u64;
-        if self.buffer.len() + bytes.len() > BUFFER_BYTES {
-            self.flush_buffer()?;
-        }
-        if bytes.len() < BUFFER_BYTES {
-            self.buffer.extend_from_slice(bytes);
-            return Ok(());
-        }
-        self.write_through(bytes)
+        self.file.write_all(bytes).during("write", self.path.as_deref().unwrap_or(Path::new("blob")))
     }
 
     /// Number of bytes so far.
@@ -230,29 +222,13 @@ impl BlobWriter {
     }
 
     fn commit_as(&mut self, digest: &Digest) -> Result<()> {
-        self.flush_buffer()?;
         let Some(path) = self.path.clone() else { return Ok(()) };
-        let metadata = self.file.metadata().during("inspect", &path)?;
+        let file = self.file.finish_in_place().during("write", &path)?;
+        let metadata = file.metadata().during("inspect", &path)?;
         if self.store.publish(&path, digest, self.len_bytes, inode_bytes(&metadata))? {
             self.path = None;
         }
         Ok(())
-    }
-
-    fn flush_buffer(&mut self) -> Result<()> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let buffer = std::mem::take(&mut self.buffer);
-        self.write_through(&buffer)?;
-        self.buffer = buffer;
-        self.buffer.clear();
-        Ok(())
-    }
-
-    fn write_through(&mut self, bytes: &[u8]) -> Result<()> {
-        let written = self.file.write_all(bytes);
-        written.during("write", self.path.as_deref().unwrap_or(Path::new("blob")))
     }
 }
 
@@ -262,8 +238,9 @@ impl Write for BlobWriter {
         Ok(bytes.len())
     }
 
+    /// Does nothing: a blob is there when it is committed.
     fn flush(&mut self) -> std::io::Result<()> {
-        self.flush_buffer().map_err(into_io)
+        Ok(())
     }
 }
 
@@ -350,8 +327,8 @@ mod tests {
     #[test]
     fn what_is_written_is_found_under_its_digest_whatever_the_sizes_of_the_writes() {
         let (_dir, store) = store();
-        for sizes in [vec![], vec![1], vec![BUFFER_BYTES], vec![100, BUFFER_BYTES - 100, 1], vec![3 * BUFFER_BYTES, 5]]
-        {
+        const LONG: usize = 1 << 20;
+        for sizes in [vec![], vec![1], vec![LONG], vec![100, LONG - 100, 1], vec![3 * LONG, 5]] {
             let bytes: Vec<u8> = sizes.iter().enumerate().flat_map(|(i, &len)| vec![i as u8 + 1; len]).collect();
             let mut writer = store.blob_writer().unwrap();
             let mut rest = &bytes[..];

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod blobs;
+mod bulk;
 mod check;
 mod context_index;
 mod durability;
@@ -38,6 +39,7 @@ mod usage;
 mod variants;
 
 pub use blobs::BlobWriter;
+pub use bulk::{BulkFile, BulkReader};
 pub use check::{CheckReport, Problem};
 pub use context_index::{ContextEntry, ContextIndex, StatKey};
 pub use error::{Result, StoreError};

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use cache::Store;
+use cache::{BulkReader, Store};
 use oci::layer::{Entry, EntryKind, TarWriter};
 use oci::{Descriptor, Digest, ImageRef};
 use rustix::fs::FlockOperation;
@@ -52,8 +52,8 @@ impl Archive {
             match content {
                 Content::Bytes(bytes) => tar.append_bytes(&regular(bytes.len() as u64), bytes).map_err(fault)?,
                 Content::Stored(size_bytes) => {
-                    let mut file = open_blob(store, &digest)?;
-                    tar.append(&regular(size_bytes), &mut file).map_err(fault)?;
+                    let mut blob = BulkReader::new(open_blob(store, &digest)?);
+                    tar.append(&regular(size_bytes), &mut blob).map_err(fault)?;
                 }
             }
         }

@@ -1,9 +1,12 @@
 //! Timing whole processes.
 
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+
+use crate::process::run_command;
 
 /// One run of a program.
 #[derive(Clone, Copy, Debug)]
@@ -14,27 +17,33 @@ pub(crate) struct Sample {
     pub(crate) peak_kib: u64,
 }
 
-/// How often the memory of a running process is looked at. The kernel keeps the high-water mark, so that only what is
-/// reached in the last moments before the exit can be missed.
-const POLL: Duration = Duration::from_millis(2);
+/// How often the memory of a running process is looked at, after a first look. The kernel keeps the high-water mark, so that
+/// only what is reached in the last moments before the exit can be missed.
+const POLL: Duration = Duration::from_millis(20);
+const FIRST_POLL: Duration = Duration::from_millis(4);
 
-/// Runs a command once.
+/// Runs a command once. What others have written before is on the disk by then, so that nobody waits for it.
 pub(crate) fn sample(command: &mut Command) -> Result<Sample> {
     let text = format!("{command:?}");
     let log = tempfile_for_output()?;
     command.stdin(Stdio::null()).stdout(log.0.try_clone()?).stderr(log.0.try_clone()?);
+    run_command(&mut Command::new("sync"))?;
     let start = Instant::now();
     let mut child = command.spawn().with_context(|| format!("cannot start {text}"))?;
     let status_file = format!("/proc/{}/status", child.id());
-    let mut peak_kib = 0;
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
+    let (ending, ended) = mpsc::channel::<()>();
+    let watcher = std::thread::spawn(move || {
+        let (mut peak_kib, mut pause) = (0, FIRST_POLL);
+        while ended.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+            peak_kib = high_water_kib(&status_file).unwrap_or(0).max(peak_kib);
+            pause = POLL;
         }
-        peak_kib = high_water_kib(&status_file).unwrap_or(0).max(peak_kib);
-        std::thread::sleep(POLL);
-    };
+        peak_kib
+    });
+    let status = child.wait()?;
     let wall = start.elapsed();
+    drop(ending);
+    let peak_kib = watcher.join().unwrap_or(0);
     if !status.success() {
         bail!("{text} ended with {status}; its output is in {}", log.1.display());
     }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use cache::{Codec, Store};
+use cache::{BulkFile, Codec, Store};
 use executor::engine::Engine;
 use executor::export::{
     Archive, AssembledLayer, Assembly, ExportError, ImageDocuments, MediaTypes, assemble, export_local, export_tar,
@@ -217,8 +217,10 @@ fn to_dest(dest: &Dest, write: impl FnOnce(&mut dyn Write) -> Result<(), ExportE
                 return write(&mut file);
             }
             let fault = |error| ExportError::io("write", path, error);
-            let mut file = tempfile::Builder::new().prefix(".rbuild-").tempfile_in(directory).map_err(fault)?;
-            write(file.as_file_mut())?;
+            let file = tempfile::Builder::new().prefix(".rbuild-").tempfile_in(directory).map_err(fault)?;
+            let mut bulk = BulkFile::new(file.as_file().try_clone().map_err(fault)?);
+            write(&mut bulk)?;
+            bulk.finish().map_err(fault)?;
             let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
             file.as_file().set_permissions(mode).map_err(fault)?;
             file.persist(path).map_err(|error| fault(error.error))?;
