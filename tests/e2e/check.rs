@@ -33,7 +33,7 @@ fn findings_are_data_and_give_the_exit_code() {
 fn a_check_builds_nothing_and_needs_no_layers() {
     need!(Need::Root, Need::Program("busybox"));
     let space = Space::with_busybox();
-    let before = space.rbuild(["du", "--format=json"]).success().to_owned();
+    let before = space.rbuild(["du", "--format=json"]).success();
     let dockerfile =
         "FROM busybox AS a\nRUN echo a > /a\nFROM busybox\nCOPY --from=a /a /\nRUN false\nCOPY missing /\n";
     space.write("Dockerfile", dockerfile);
@@ -90,13 +90,13 @@ fn outline_and_targets_hold_the_source() {
     let space = Space::new();
     let dockerfile = "# app is it\nFROM scratch AS app\n# PORT to listen on\nARG PORT=80\n";
     space.write("Dockerfile", dockerfile);
-    let text = space.rbuild(["--call", "outline", "-q", "."]).success().to_owned();
+    let text = space.rbuild(["--call", "outline", "-q", "."]).success();
     assert_eq!(
         text,
         "TARGET:      app\nDESCRIPTION: is it\n\nBUILD ARG   VALUE   DESCRIPTION\nPORT        80      to listen on\n\n"
     );
     for call in ["outline", "targets"] {
-        let answer = json(space.rbuild([&format!("--call={call},format=json"), "-q", "."]).success());
+        let answer = json(&space.rbuild([&format!("--call={call},format=json"), "-q", "."]).success());
         assert!(answer["sources"][0].as_str().expect(call).starts_with("IyBhcHAgaXMg"), "{answer}");
     }
     assert_eq!(

@@ -42,10 +42,7 @@ enum Answer {
 /// Answers `call`.
 pub(crate) fn run(request: &BuildRequest, call: Call, global: &Global) -> Result<(), Failure> {
     if call.method == Method::Describe {
-        return Ok(match call.format {
-            Format::Text => ui::stdout(&text::describe())?,
-            _ => print_json(&json::describe())?,
-        });
+        return print(call.format, &text::describe(), &json::describe());
     }
     let store = super::open_store(global)?;
     let work = async |build: &Build<'_>, source: &mut Option<Source>| answer(build, call.method, source).await;
@@ -53,14 +50,8 @@ pub(crate) fn run(request: &BuildRequest, call: Call, global: &Global) -> Result
     let source = source.unwrap_or_else(|| Source { name: "Dockerfile".to_owned(), text: String::new() });
     match answer {
         Answer::Findings(findings) => report_findings(findings, request, &source, call),
-        Answer::Outline(outline) => Ok(match call.format {
-            Format::Text => ui::stdout(&text::outline(&outline))?,
-            _ => print_json(&OutlineDoc::new(&outline, &source))?,
-        }),
-        Answer::Targets(targets) => Ok(match call.format {
-            Format::Text => ui::stdout(&text::targets(&targets))?,
-            _ => print_json(&TargetsDoc::new(&targets, &source))?,
-        }),
+        Answer::Outline(outline) => print(call.format, &text::outline(&outline), &OutlineDoc::new(&outline, &source)),
+        Answer::Targets(targets) => print(call.format, &text::targets(&targets), &TargetsDoc::new(&targets, &source)),
     }
 }
 
@@ -88,9 +79,8 @@ async fn answer(build: &Build<'_>, method: Method, source: &mut Option<Source>) 
 /// Prints findings; warnings and a fault make the program fail.
 fn report_findings(findings: Findings, request: &BuildRequest, source: &Source, call: Call) -> Result<(), Failure> {
     match call.format {
-        Format::Text => ui::stdout(&text::findings(&findings, source))?,
-        Format::Json => print_json(&CheckDoc::new(&findings, source))?,
         Format::Sarif => print_json(&sarif::log(&findings, &path_of(request, source)))?,
+        format => print(format, &text::findings(&findings, source), &CheckDoc::new(&findings, source))?,
     }
     let Some(fault) = findings.fault else {
         let is_clean = findings.warnings.is_empty() || call.ignore_status;
@@ -115,6 +105,14 @@ fn path_of(request: &BuildRequest, source: &Source) -> PathBuf {
     Path::new(&path).components().filter(|part| *part != Component::CurDir).collect()
 }
 
-fn print_json(value: &impl Serialize) -> std::io::Result<()> {
-    ui::stdout(&(serde_json::to_string_pretty(value).expect("keys are strings") + "\n"))
+/// Prints an answer in one of its two shapes.
+fn print(format: Format, text: &str, document: &impl Serialize) -> Result<(), Failure> {
+    match format {
+        Format::Text => Ok(ui::stdout(text)?),
+        Format::Json | Format::Sarif => print_json(document),
+    }
+}
+
+fn print_json(document: &impl Serialize) -> Result<(), Failure> {
+    Ok(ui::stdout(&(serde_json::to_string_pretty(document).expect("keys are strings") + "\n"))?)
 }

@@ -25,9 +25,12 @@ fn args(outline: &Outline) -> Vec<String> {
     shown.collect()
 }
 
+/// A Dockerfile, build arguments, and what is listed.
+type Row = (&'static str, &'static [(&'static str, &'static str)], &'static [&'static str]);
+
 #[test]
 fn arguments_that_matter_are_listed_where_they_get_their_value() {
-    let table: &[(&str, &[(&str, &str)], &[&str])] = &[
+    let table: &[Row] = &[
         // What FROM is made of, and what that is made of; automatic arguments are nobody's to give.
         ("ARG A=1\nFROM --platform=$BUILDPLATFORM busybox\n", &[], &[]),
         ("ARG T=latest\nARG R=busybox:$T\nARG C=x\nFROM $R\n", &[], &["T=latest@1", "R=busybox:latest@2"]),
