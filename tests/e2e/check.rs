@@ -30,15 +30,19 @@ fn findings_are_data_and_give_the_exit_code() {
 }
 
 #[test]
-fn a_check_builds_nothing_and_needs_no_layers() {
+fn a_check_builds_nothing() {
     need!(Need::Root, Need::Program("busybox"));
     let space = Space::with_busybox();
-    let before = space.rbuild(["du", "--format=json"]).success();
+    let records = || -> Vec<Value> {
+        let text = space.rbuild(["du", "--format=json"]).success();
+        text.lines().map(|line| json(line)["ID"].take()).collect()
+    };
+    let before = records();
     let dockerfile =
         "FROM busybox AS a\nRUN echo a > /a\nFROM busybox\nCOPY --from=a /a /\nRUN false\nCOPY missing /\n";
     space.write("Dockerfile", dockerfile);
     assert_eq!(space.rbuild(["--check", "-q", "."]).success(), "Check complete, no warnings found.\n");
-    assert_eq!(space.rbuild(["du", "--format=json"]).success(), before);
+    assert_eq!(records(), before);
 }
 
 #[test]

@@ -232,5 +232,9 @@ mod tests {
         let actual =
             json!({"ok": false, "error": "process \"x\" did not complete successfully: exit code: 2", "lines": []});
         assert_eq!(differences(&expected, &actual).len(), 1);
+        let check = |error: &str, location: Value| json!({"exit": 1, "error": error, "json": {"buildError": {"message": "m", "location": location}}});
+        let located = check("m\nDockerfile:3\n", json!({"ranges": []}));
+        assert_eq!(differences(&check("m", json!({})), &located), [""; 0]);
+        assert_eq!(differences(&check("n", json!({})), &located).len(), 1);
     }
 }

@@ -18,7 +18,10 @@ pub(super) fn findings(findings: &Findings, source: &Source) -> String {
         (n, _) => format!("Check complete, {n} warnings have been found!\n"),
     };
     let mut sorted: Vec<&Warning> = findings.warnings.iter().collect();
-    sorted.sort_by_key(|warning| warning.location.as_ref().map(|at| at.start_line));
+    sorted.sort_by_key(|warning| match &warning.location {
+        Some(at) => (at.start_line, ""),
+        None => (0, warning.rule),
+    });
     for warning in sorted {
         let page = if warning.url.is_empty() { String::new() } else { format!(" - {}", warning.url) };
         let _ = writeln!(text, "\nWARNING: {}{page}\n{}", warning.rule, warning.message);
@@ -128,13 +131,13 @@ mod tests {
             message: "m".to_owned(),
             location: (line > 0).then_some(Location { start_line: line, end_line: line }),
         };
-        let list = vec![warning("C", 2), warning("B", 1), warning("A", 0)];
+        let list = vec![warning("D", 2), warning("C", 1), warning("B", 0), warning("A", 0)];
         let source = Source { name: "D".to_owned(), text: "x\ny".to_owned() };
         let text = findings(&Findings { warnings: list, fault: None }, &source);
         let rules: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("WARNING: ")).collect();
-        assert_eq!(rules, ["A", "B", "C"]);
+        assert_eq!(rules, ["A", "B", "C", "D"]);
         assert!(
-            text.starts_with("Check complete, 3 warnings have been found!\n\nWARNING: A\nm\n\nWARNING: B\n"),
+            text.starts_with("Check complete, 4 warnings have been found!\n\nWARNING: A\nm\n\nWARNING: B\n"),
             "{text}"
         );
     }
