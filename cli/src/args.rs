@@ -141,6 +141,15 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "GROUP")]
     pub(crate) cgroup_parent: Option<String>,
 
+    /// Check the Dockerfile and build nothing: short for `--call=check`
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+        value_parser = boolean, hide_default_value = true, hide_possible_values = true)]
+    pub(crate) check: bool,
+    /// What to do: `build`, `check`, `outline` (what the target can be given), `targets` or `subrequests.describe`;
+    /// `check,format=json`, `check,format=sarif`, `check,ignorestatus=true`
+    #[arg(long, alias = "print", value_name = "METHOD", default_value = "build")]
+    pub(crate) call: String,
+
     /// How progress is shown: `auto`, `plain`, `tty`, `rawjson`, `quiet` or `none`
     #[arg(long, value_name = "MODE", env = "BUILDKIT_PROGRESS", default_value = "auto")]
     pub(crate) progress: String,
@@ -367,7 +376,7 @@ pub(crate) struct PruneArgs {
 }
 
 /// Booleans as Go's `strconv.ParseBool` takes them.
-fn boolean(text: &str) -> Result<bool, String> {
+pub(crate) fn boolean(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
         "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),

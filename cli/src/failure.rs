@@ -21,7 +21,7 @@ pub(crate) enum Failure {
     },
     /// A command failed.
     Failed(Box<Report>),
-    /// `rbuild run`: the command's own exit code.
+    /// Everything has been said; the exit code of `rbuild run`'s command, or of a check that has findings.
     Exit(u8),
 }
 

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod call;
 mod commands;
 mod csv;
 mod env;

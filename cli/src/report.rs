@@ -23,13 +23,20 @@ pub(crate) fn failure(failure: &Failure) {
     ui::stderr(|out| out.write_all(text.as_bytes()));
 }
 
+/// Prints why a Dockerfile that was checked cannot be built: the lines stand behind the message, as with warnings.
+pub(crate) fn fault_of_check(report: &Report) {
+    let mut text = format!("ERROR: {}\n{}", report.message, excerpts(report));
+    push_help(&mut text, &report.help);
+    ui::stderr(|out| out.write_all(text.as_bytes()));
+}
+
+fn excerpts(report: &Report) -> String {
+    let Some(source) = &report.source else { return String::new() };
+    merged(&report.locations).iter().map(|location| excerpt(source, location)).collect()
+}
+
 fn render(report: &Report) -> String {
-    let mut text = String::new();
-    if let Some(source) = &report.source {
-        for location in merged(&report.locations) {
-            text.push_str(&excerpt(source, &location));
-        }
-    }
+    let mut text = excerpts(report);
     let introduction = if report.of_build { "failed to build: failed to solve: " } else { "" };
     match report.tier {
         Tier::Internal => {
@@ -100,7 +107,7 @@ pub(crate) fn excerpt(source: &Source, location: &Location) -> String {
 }
 
 /// Adjoining and equal ranges become one.
-fn merged(locations: &[Location]) -> Vec<Location> {
+pub(crate) fn merged(locations: &[Location]) -> Vec<Location> {
     let mut sorted = locations.to_vec();
     sorted.sort_by_key(|location| location.start_line);
     let mut merged: Vec<Location> = Vec::new();

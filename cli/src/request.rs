@@ -8,6 +8,7 @@ use oci::{ImageRef, Platform};
 use solver::{ExtraHost, NetworkMode, Ulimit};
 
 use crate::args::BuildArgs;
+use crate::call::Call;
 use crate::csv;
 use crate::env;
 use crate::failure::Failure;
@@ -50,6 +51,8 @@ pub(crate) struct BuildRequest {
     pub(crate) progress: Mode,
     pub(crate) quiet: bool,
     pub(crate) jobs: Option<usize>,
+    /// A question in place of a build.
+    pub(crate) call: Option<Call>,
     /// Said once, before the build.
     pub(crate) warnings: Vec<String>,
 }
@@ -139,6 +142,7 @@ impl BuildRequest {
             progress: progress(&args.progress, args.quiet)?,
             quiet: args.quiet || args.progress == "quiet",
             jobs: args.jobs,
+            call: Call::parse(&args.call, args.check)?,
             context,
             warnings,
         })

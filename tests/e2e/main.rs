@@ -2,6 +2,7 @@
 
 mod arrows;
 mod build;
+mod check;
 mod errors;
 mod harness;
 mod interrupt;

@@ -265,6 +265,28 @@ fn a_second_build_needs_no_registry() {
 }
 
 #[test]
+fn a_check_asks_for_metadata_alone() {
+    need_registry!();
+    let maker = Space::with_busybox();
+    let registry = Registry::start(&maker);
+    base(&maker, "checked", "type=oci,tar=false,dest=layout");
+    let reference = registry.push(&maker, "oci:layout", "base:1");
+    let index: Value = serde_json::from_str(&maker.read("layout/index.json")).expect("JSON");
+    let manifest = index["manifests"][0]["digest"].as_str().expect("digest").replace(':', "/");
+    let manifest: Value = serde_json::from_str(&maker.read(&format!("layout/blobs/{manifest}"))).expect("JSON");
+    let space = Space::new();
+    // The image's environment is known: KIND is no undefined variable.
+    space.write("Dockerfile", format!("FROM {reference}\nLABEL kind=$KIND other=$OTHER\n"));
+    let ran = space.rbuild(["--check", "-q", "."]);
+    assert!(ran.stdout.starts_with("Check complete, 1 warning has been found!\n"), "{}{}", ran.stdout, ran.stderr);
+    assert!(ran.stdout.contains("Usage of undefined variable '$OTHER'"), "{}", ran.stdout);
+    for layer in manifest["layers"].as_array().expect("layers") {
+        assert!(!holds(space.store(), layer["digest"].as_str().expect("digest")), "a layer was fetched");
+    }
+    space.rbuild(["-q", "."]).success();
+}
+
+#[test]
 fn pull_asks_the_registry_though_the_name_is_known_here() {
     need_registry!();
     let maker = Space::with_busybox();

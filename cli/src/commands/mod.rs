@@ -1,6 +1,7 @@
 //! What each command does.
 
 mod build;
+mod check;
 mod image;
 mod images;
 mod run;
@@ -22,7 +23,13 @@ use crate::ui;
 /// Runs the command.
 pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
-        Command::Build(args) => build::build(BuildRequest::check(*args)?, &cli.global),
+        Command::Build(args) => {
+            let request = BuildRequest::check(*args)?;
+            match request.call {
+                None => build::build(&request, &cli.global),
+                Some(call) => check::run(&request, call, &cli.global),
+            }
+        }
         Command::Run(args) => {
             let store = open_store(&cli.global)?;
             let _leftovers = remove_leftovers(&store);

@@ -22,6 +22,8 @@ pub(super) struct From {
     pub(super) base: String,
     /// Variables in the base that have no value.
     pub(super) unset: Vec<String>,
+    /// Variables in base and platform that have one.
+    pub(super) used: Vec<String>,
     /// `--platform`.
     pub(super) platform: Option<Platform>,
     pub(super) lines: LineRange,
@@ -80,11 +82,14 @@ impl Context<'_> {
             let message = format!("base name ({}) should not be blank", stage.base);
             return Err(give_a_value(PlanError::input(message), &base.unset));
         }
-        let platform = stage.platform.as_deref().map(|text| self.platform(text, stage, findings)).transpose()?;
+        let mut used = base.used;
+        let platform =
+            stage.platform.as_deref().map(|text| self.platform(text, stage, &mut used, findings)).transpose()?;
         Ok(From {
             name: stage.name.clone(),
             base: base.text,
             unset: base.unset,
+            used,
             platform,
             lines: stage.location,
             checks: stage.checks.clone(),
@@ -106,11 +111,18 @@ impl Context<'_> {
         Ok(expanded)
     }
 
-    fn platform(&self, text: &str, stage: &Stage, findings: &mut Findings) -> Result<Platform, PlanError> {
+    fn platform(
+        &self,
+        text: &str,
+        stage: &Stage,
+        used: &mut Vec<String>,
+        findings: &mut Findings,
+    ) -> Result<Platform, PlanError> {
         let expanded = self.expand(text, stage, findings).map_err(|fault| {
             let message = format!("failed to process arguments for platform {text}: {}", fault.message);
             PlanError { message, ..fault }
         })?;
+        used.extend(expanded.used);
         let suggestion = expanded.unset.iter().find_map(|name| suggest::nearest(name, self.globals.known_names()));
         let suggested = |message: String| match suggestion {
             Some(name) => PlanError::input(format!("{message} (did you mean {name}?)")),

@@ -32,8 +32,9 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    pub(super) fn new(config: CheckConfig) -> Self {
-        Self { config, ..Self::default() }
+    /// Says which findings are wanted.
+    pub(super) fn configure(&mut self, config: CheckConfig) {
+        self.config = config;
     }
 
     /// Notes nothing, ever.

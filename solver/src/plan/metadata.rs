@@ -9,6 +9,7 @@ use parser::{port, signal};
 
 use super::error::PlanError;
 use super::history::{self, PlannedHistory};
+use super::outline::OutlineArg;
 use super::scope;
 use super::stage::StageBuilder;
 
@@ -35,13 +36,14 @@ impl StageBuilder<'_> {
         pairs.iter().map(|(key, value)| Ok((self.expand(key)?, self.expand(value)?))).collect()
     }
 
-    /// Each argument sees those before it on the line.
-    pub(super) fn arg(&mut self, instruction: &ArgInstruction) -> Result<(), PlanError> {
+    /// Each argument sees those before it on the line. `comments` are those above the instruction.
+    pub(super) fn arg(&mut self, instruction: &ArgInstruction, comments: &[String]) -> Result<(), PlanError> {
         let mut shown = Vec::new();
         for arg in &instruction.args {
             self.check_secret("ARG", &arg.name);
             let globals = &self.target.globals;
-            let value = match (globals.build_args.get(&arg.name), &arg.default) {
+            let given = globals.build_args.get(&arg.name);
+            let value = match (given, &arg.default) {
                 (Some(given), _) => Some(given.clone()),
                 (None, Some(default)) => Some(self.expand(default)?),
                 (None, None) => globals.env.get(&arg.name).map(str::to_owned),
@@ -49,6 +51,9 @@ impl StageBuilder<'_> {
             if let Some(value) = value.as_deref().filter(|_| scope::is_variable(&arg.name)) {
                 self.state.env.set(&arg.name, value);
             }
+            let is_the_global_one = given.is_none() && arg.default.is_none() && value.is_some();
+            let own = (!is_the_global_one).then(|| OutlineArg::new(arg, value.clone(), comments, self.here.lines));
+            self.state.facts.note_arg(&arg.name, own);
             shown.push(value.as_ref().map_or_else(|| arg.name.clone(), |value| format!("{}={value}", arg.name)));
             self.state.args.push((arg.name.clone(), value));
         }

@@ -23,6 +23,7 @@ mod metadata;
 mod mounts;
 mod names;
 mod onbuild;
+mod outline;
 mod ownership;
 mod paths;
 mod render;
@@ -50,6 +51,7 @@ pub use error::PlanError;
 pub use git_url::{GitUrl, GitUrlError};
 pub use history::{COMMENT, EXPORTER_COMMENT, PlannedHistory};
 pub use lint::Warning;
+pub use outline::{Asked, CacheMount, Outline, OutlineArg, TargetInfo};
 pub use render::render;
 pub use request::{ContextKind, IgnoreFile, NoCache, PlanRequest, Purpose, SourceText};
 pub use state::BaseImage;
@@ -57,6 +59,7 @@ pub use target::PlannedImage;
 
 use futures_util::future::join_all;
 use oci::Platform;
+use parser::Dockerfile;
 use parser::lint::CheckConfig;
 
 use crate::graph::Graph;
@@ -96,28 +99,74 @@ pub async fn plan(request: &PlanRequest, resolver: &dyn Resolver, progress: &Pro
     }
 }
 
+/// Says what the target can be given and what it asks for. [`PlanRequest::purpose`] should be [`Purpose::Outline`].
+///
+/// Evaluates what a build would evaluate, for the first platform; metadata of base images is asked for.
+///
+/// # Errors
+/// [`PlanError`], as for a plan.
+pub async fn outline(
+    request: &PlanRequest,
+    resolver: &dyn Resolver,
+    progress: &Progress,
+) -> Result<Outline, PlanError> {
+    let mut findings = Findings::closed();
+    let source = Source::read(request, &mut findings)?;
+    let platform = platforms(request, &mut findings).swap_remove(0);
+    let finder = Finder::new(request, resolver, progress, false);
+    let target = Target::prepare(source.shared(request, false), platform, &finder, &mut findings).await?;
+    target.outline(&source.file, &mut findings)
+}
+
+/// The stages of a file, in its order. Nothing is evaluated and no image is asked for.
+///
+/// # Errors
+/// [`PlanError`]: what is wrong with the text, or a front end that is not ours.
+pub fn targets(request: &PlanRequest) -> Result<Vec<TargetInfo>, PlanError> {
+    check_front_end(request)?;
+    Ok(outline::targets_of(&parser::parse(&request.dockerfile.text)?))
+}
+
+/// A request's files, read.
+struct Source {
+    file: Dockerfile,
+    ignored: Option<Ignored>,
+    is_labs: bool,
+}
+
+impl Source {
+    /// Parses everything that is text, and notes what the texts alone give reason to.
+    fn read(request: &PlanRequest, findings: &mut Findings) -> Result<Self, PlanError> {
+        let is_labs = check_front_end(request)?;
+        findings.configure(check_config(request)?);
+        let file = parser::parse(&request.dockerfile.text)?;
+        file.warnings.iter().for_each(|found| findings.raise(found.clone()));
+        let ignored = request.ignore.as_ref().map(Ignored::read).transpose()?.flatten();
+        Ok(Self { file, ignored, is_labs })
+    }
+
+    fn shared<'a>(&'a self, request: &'a PlanRequest, is_multi: bool) -> Shared<'a> {
+        Shared {
+            request,
+            file: &self.file,
+            ignored: self.ignored.as_ref(),
+            is_multi,
+            is_explicit: !request.platforms.is_empty(),
+            is_labs: self.is_labs,
+        }
+    }
+}
+
 async fn make(
     request: &PlanRequest,
     resolver: &dyn Resolver,
     progress: &Progress,
     findings: &mut Findings,
 ) -> Result<Plan, PlanError> {
-    let is_labs = check_front_end(request)?;
-    let config = check_config(request)?;
-    *findings = Findings::new(config);
-    let file = parser::parse(&request.dockerfile.text)?;
-    file.warnings.iter().for_each(|found| findings.raise(found.clone()));
-    let ignored = request.ignore.as_ref().map(Ignored::read).transpose()?.flatten();
+    let source = Source::read(request, findings)?;
     let platforms = platforms(request, findings);
     let is_multi = platforms.len() > 1;
-    let shared = Shared {
-        request,
-        file: &file,
-        ignored: ignored.as_ref(),
-        is_multi,
-        is_explicit: !request.platforms.is_empty(),
-        is_labs,
-    };
+    let shared = source.shared(request, is_multi);
     let finder = Finder::new(request, resolver, progress, is_multi);
     // Only the first platform reports what it finds: the others would repeat it.
     let mut reports = vec![std::mem::take(findings)];

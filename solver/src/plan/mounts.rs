@@ -84,8 +84,10 @@ impl StageBuilder<'_> {
         let namespace = self.target.globals.setting("BUILDKIT_CACHE_MOUNT_NS").unwrap_or_default();
         // The target as written, so that it is the same cache whatever the working directory.
         let default_id = || pattern::clean(spec.target.as_deref().unwrap_or_default());
+        let id = spec.id.clone().unwrap_or_else(default_id);
+        self.state.facts.note_cache(&id, self.here.lines);
         let kind = MountKind::Cache {
-            id: format!("{namespace}/{}", spec.id.clone().unwrap_or_else(default_id)),
+            id: format!("{namespace}/{id}"),
             sharing: match spec.sharing {
                 Some(CacheSharing::Shared) | None => Sharing::Shared,
                 Some(CacheSharing::Private) => Sharing::Private,
@@ -101,10 +103,11 @@ impl StageBuilder<'_> {
         Ok(Mount { target: self.mount_target(spec)?, kind })
     }
 
-    fn secret_mount(&self, spec: &MountSpec) -> Mount {
+    fn secret_mount(&mut self, spec: &MountSpec) -> Mount {
         let target = spec.target.as_deref();
         let named = spec.source.as_deref().or(spec.id.as_deref());
         let id = named.unwrap_or_else(|| paths::base_name(target.unwrap_or_default()));
+        self.state.facts.note_secret(id, spec.required, self.here.lines);
         let env = spec.env.clone().filter(|name| !name.is_empty());
         let target = match (target, &env) {
             (Some(target), _) => self.absolute(target),
@@ -122,15 +125,17 @@ impl StageBuilder<'_> {
         Mount { target, kind }
     }
 
-    fn ssh_mount(&self, spec: &MountSpec, mounts: &mut Mounts) -> Mount {
+    fn ssh_mount(&mut self, spec: &MountSpec, mounts: &mut Mounts) -> Mount {
         let target = match &spec.target {
             Some(target) => self.absolute(target),
             None => format!("{SSH_AGENT}.{}", mounts.n_ssh),
         };
         mounts.n_ssh += 1;
         mounts.ssh_socket.get_or_insert_with(|| target.clone());
+        let id = spec.id.clone().unwrap_or_default();
+        self.state.facts.note_agent(&id, spec.required, self.here.lines);
         let kind = MountKind::Ssh {
-            id: spec.id.clone().unwrap_or_default(),
+            id,
             required: spec.required,
             uid: spec.uid.unwrap_or_default(),
             gid: spec.gid.unwrap_or_default(),

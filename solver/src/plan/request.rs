@@ -140,4 +140,6 @@ pub enum Purpose {
     Build,
     /// `--check`: without a target all stages are evaluated; platforms of images are not compared.
     Check,
+    /// `--call=outline`: as for a build, but nothing is going to be run, so nothing has to be allowed.
+    Outline,
 }

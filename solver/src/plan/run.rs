@@ -114,8 +114,8 @@ impl StageBuilder<'_> {
 
     fn check_entitled(&self, entitlement: &str) -> Result<(), PlanError> {
         let request = self.target.request;
-        // A check runs nothing.
-        if request.purpose == Purpose::Check || request.entitlements.iter().any(|given| given == entitlement) {
+        // Only a build runs anything.
+        if request.purpose != Purpose::Build || request.entitlements.iter().any(|given| given == entitlement) {
             return Ok(());
         }
         let fault = PlanError::input(format!("failed to load LLB: {entitlement} is not allowed"));

@@ -9,6 +9,7 @@ use parser::Dockerfile;
 use parser::expand::{Expander, Lookup};
 
 use super::error::PlanError;
+use super::outline::{GlobalArg, OutlineArg};
 use super::request::PlanRequest;
 
 /// Seconds since the epoch that times are taken from.
@@ -77,6 +78,8 @@ pub(super) struct Globals {
     pub(super) env: Env,
     /// Names of global ARGs without a value.
     pub(super) declared: Vec<String>,
+    /// Global ARGs in order, for the outline.
+    pub(super) args: Vec<GlobalArg>,
     /// `--build-arg`, the epoch resolved.
     pub(super) build_args: BTreeMap<String, String>,
 }
@@ -94,25 +97,28 @@ impl Globals {
     ) -> Result<Self, PlanError> {
         let expander = Expander::new(file.directives.escape);
         let mut env = automatic(file, request, platform, build_args);
-        let mut declared = Vec::new();
+        let (mut declared, mut args) = (Vec::new(), Vec::new());
         for statement in &file.global_args {
             for arg in &statement.value.args {
-                let value = match (build_args.get(&arg.name), &arg.default) {
-                    (Some(given), _) => Some(given.clone()),
+                let (value, uses) = match (build_args.get(&arg.name), &arg.default) {
+                    (Some(given), _) => (Some(given.clone()), Vec::new()),
                     (None, Some(default)) => {
                         let expanded = expander.process_word(default, &env);
                         let fault = |error: parser::expand::ExpandError| PlanError::input(error.to_string());
-                        Some(expanded.map_err(|error| fault(error).at(statement.lines))?.text)
+                        let expanded = expanded.map_err(|error| fault(error).at(statement.lines))?;
+                        (Some(expanded.text), expanded.used)
                     }
-                    (None, None) => None,
+                    (None, None) => (None, Vec::new()),
                 };
+                let noted = OutlineArg::new(arg, value.clone(), &statement.comments, statement.lines);
+                args.push(GlobalArg { arg: noted, uses });
                 match value {
                     Some(value) => env.set(&arg.name, &value),
                     None => declared.push(arg.name.clone()),
                 }
             }
         }
-        Ok(Self { env, declared, build_args: build_args.clone() })
+        Ok(Self { env, declared, args, build_args: build_args.clone() })
     }
 
     /// Makes the resolved epoch the value of `SOURCE_DATE_EPOCH`; `None` leaves it unset.
@@ -211,7 +217,7 @@ mod tests {
     fn proxies_come_in_both_letter_cases() {
         let build_args = [("http_proxy", "lower"), ("HTTP_PROXY", "upper"), ("No_Proxy", "a,b"), ("OTHER", "x")];
         let build_args = build_args.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-        let globals = Globals { env: Env::default(), declared: Vec::new(), build_args };
+        let globals = Globals { env: Env::default(), declared: Vec::new(), args: Vec::new(), build_args };
         let pairs = globals.proxies();
         let shown: Vec<String> = pairs.iter().map(|(key, value)| format!("{key}={value}")).collect();
         assert_eq!(shown, ["HTTP_PROXY=lower", "http_proxy=lower", "NO_PROXY=a,b", "no_proxy=a,b"]);

@@ -112,7 +112,7 @@ impl<'a> StageBuilder<'a> {
             InstructionKind::Copy(copy) => self.copy(copy, &step.sources)?,
             InstructionKind::Add(add) => self.add(add)?,
             InstructionKind::Env(pairs) => self.env(pairs)?,
-            InstructionKind::Arg(args) => self.arg(args)?,
+            InstructionKind::Arg(args) => self.arg(args, &step.instruction.comments)?,
             InstructionKind::Label(pairs) => self.label(pairs)?,
             InstructionKind::Cmd(command) => self.cmd(command),
             InstructionKind::Entrypoint(command) => self.entrypoint(command),

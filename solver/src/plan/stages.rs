@@ -41,6 +41,8 @@ pub(super) struct Stage {
     pub(super) base: Base,
     /// Variables in the base that have no value.
     pub(super) unset: Vec<String>,
+    /// Variables in FROM that have one.
+    pub(super) used: Vec<String>,
     /// `--platform`.
     pub(super) platform: Option<Platform>,
     /// Lines of FROM.
@@ -123,6 +125,7 @@ impl Stages {
             base: base.map_or(Base::Outside(from.base), Base::Stage),
             platform: from.platform,
             unset: from.unset,
+            used: from.used,
             lines: from.lines,
             checks: from.checks,
             replaced_by,

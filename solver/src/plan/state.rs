@@ -4,6 +4,7 @@ use oci::image::{Empty, RootFs};
 use oci::{DiffId, ImageConfig, ImageRef, Platform};
 
 use super::history::PlannedHistory;
+use super::outline::Facts;
 use super::scope::Env;
 use super::stages::StageIdx;
 use crate::graph::{Input, VertexId};
@@ -43,6 +44,8 @@ pub(super) struct State {
     pub(super) undescribed: Vec<(VertexId, String)>,
     /// The root is a directory of the client, by the name of its context, and no layer yet.
     pub(super) root_is_context: Option<String>,
+    /// What the stage says about itself; its base's is with the base.
+    pub(super) facts: Facts,
 }
 
 impl State {
@@ -85,6 +88,7 @@ impl State {
             base,
             undescribed: Vec::new(),
             root_is_context: None,
+            facts: Facts::default(),
         }
     }
 
@@ -103,6 +107,7 @@ impl State {
             base: self.base.clone(),
             undescribed: self.undescribed.clone(),
             root_is_context: self.root_is_context.clone(),
+            facts: Facts::default(),
         }
     }
 

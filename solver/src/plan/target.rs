@@ -11,6 +11,7 @@ use super::from;
 use super::history::PlannedHistory;
 use super::ignore::Ignored;
 use super::lint::Findings;
+use super::outline::{self, Outline};
 use super::request::{PlanRequest, Purpose};
 use super::resolve::{Finder, Origins, Wanted};
 use super::scope::Globals;
@@ -159,6 +160,24 @@ impl<'a> Target<'a> {
     /// # Errors
     /// The first fault of every stage that has one of its own.
     pub(super) fn evaluate(&self, graph: &mut Graph, findings: &mut Findings) -> Result<PlannedImage, PlanError> {
+        let mut done = self.evaluate_stages(graph, findings)?;
+        let history = history_of(&mut done, self.stages.target);
+        match done.swap_remove(self.stages.target) {
+            Done::Built(state) => Ok(self.image(*state, history)),
+            Done::NotYet | Done::Failed => Err(PlanError::internal("the target stage was not evaluated")),
+        }
+    }
+
+    /// Evaluates the stages for what they say about themselves. `file` is the one that the target was prepared from.
+    ///
+    /// # Errors
+    /// As for [`evaluate`](Self::evaluate).
+    pub(super) fn outline(&self, file: &Dockerfile, findings: &mut Findings) -> Result<Outline, PlanError> {
+        let done = self.evaluate_stages(&mut Graph::default(), findings)?;
+        Ok(outline::of(self, file, &done))
+    }
+
+    fn evaluate_stages(&self, graph: &mut Graph, findings: &mut Findings) -> Result<Vec<Done>, PlanError> {
         let mut done: Vec<Done> = self.stages.list.iter().map(|_| Done::NotYet).collect();
         let mut faults = Vec::new();
         for &index in &self.reachable {
@@ -175,14 +194,7 @@ impl<'a> Target<'a> {
                 }
             };
         }
-        if let Some(fault) = PlanError::all(faults) {
-            return Err(fault);
-        }
-        let history = history_of(&mut done, self.stages.target);
-        match done.swap_remove(self.stages.target) {
-            Done::Built(state) => Ok(self.image(*state, history)),
-            Done::NotYet | Done::Failed => Err(PlanError::internal("the target stage was not evaluated")),
-        }
+        PlanError::all(faults).map_or(Ok(done), Err)
     }
 
     fn image(&self, state: State, mut history: Vec<PlannedHistory>) -> PlannedImage {

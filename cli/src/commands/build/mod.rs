@@ -27,27 +27,18 @@ use crate::ui::{self, Ui};
 const MAIN_CONTEXT: &str = "context";
 
 /// Builds, writes the product, and prints the image ID when it is all that is wanted.
-pub(crate) fn build(request: BuildRequest, global: &Global) -> Result<(), Failure> {
+pub(crate) fn build(request: &BuildRequest, global: &Global) -> Result<(), Failure> {
     let store = super::open_store(global)?;
     let _leftovers = super::remove_leftovers(&store);
-    result_files::remove_old(&request)?;
-    let ui = Ui::start(request.progress, super::clock(), env::colours());
-    let cancel = CancellationToken::new();
-    let runtime = wire::runtime()?;
-    let mut source = None;
-    let build = Build { request: &request, store: &store, progress: ui.progress().clone(), cancel: cancel.clone() };
-    let outcome = runtime.block_on(wire::until_interrupted(cancel, build.run(&mut source)));
-    // Work that was cancelled ends before the last picture is drawn.
-    drop(runtime);
-    ui.close();
-    let with_source = |failure| attach(failure, source.as_ref());
-    let (finished, warnings) = outcome.map_err(with_source)?;
+    result_files::remove_old(request)?;
+    let work = async |build: &Build<'_>, source: &mut Option<Source>| build.run(source).await;
+    let ((finished, warnings), source) = session(request, &store, work)?;
     if let Some(source) = &source
         && !request.quiet
     {
         report::warnings(&warnings, source, global.debug, env::colours());
     }
-    result_files::write(&request, &finished)?;
+    result_files::write(request, &finished)?;
     if request.quiet
         && let Some(id) = &finished.image_id
     {
@@ -56,23 +47,38 @@ pub(crate) fn build(request: BuildRequest, global: &Global) -> Result<(), Failur
     Ok(())
 }
 
+/// Does `work` with progress on the screen and an eye on interrupts. `work` leaves the Dockerfile for excerpts.
+pub(super) fn session<T>(
+    request: &BuildRequest,
+    store: &cache::Store,
+    work: impl AsyncFnOnce(&Build<'_>, &mut Option<Source>) -> Result<T, Failure>,
+) -> Result<(T, Option<Source>), Failure> {
+    let ui = Ui::start(request.progress, super::clock(), env::colours());
+    let cancel = CancellationToken::new();
+    let runtime = wire::runtime()?;
+    let mut source = None;
+    let build = Build { request, store, progress: ui.progress().clone(), cancel: cancel.clone() };
+    let outcome = runtime.block_on(wire::until_interrupted(cancel, work(&build, &mut source)));
+    // Work that was cancelled ends before the last picture is drawn.
+    drop(runtime);
+    ui.close();
+    match outcome {
+        Ok(result) => Ok((result, source)),
+        Err(failure) => Err(attach(failure, source.as_ref())),
+    }
+}
+
 /// Everything that the parts of one build share.
-struct Build<'a> {
+pub(super) struct Build<'a> {
     request: &'a BuildRequest,
     store: &'a cache::Store,
-    progress: Progress,
+    pub(super) progress: Progress,
     cancel: CancellationToken,
 }
 
 impl Build<'_> {
     async fn run(&self, source: &mut Option<Source>) -> Result<(Finished, Vec<CheckWarning>), Failure> {
-        for warning in &self.request.warnings {
-            self.progress.warn(warning);
-        }
-        let context = self.load_context()?;
-        let (name, text) = &context.dockerfile;
-        *source = Some(Source { name: name.clone(), text: String::from_utf8_lossy(text).into_owned() });
-
+        let context = self.load(source)?;
         let (plan_request, offered) = self.plan_request(&context)?;
         let products = product::products(self.request);
         let engine = wire::engine(self, offered, product::wanted(&products))?;
@@ -81,6 +87,17 @@ impl Build<'_> {
         let chain = self.solve(&plan, &engine).await?;
         let finished = self.export(&products, &plan, &engine, chain).await?;
         Ok((finished, warnings))
+    }
+
+    /// Says what is to be said before a build, and loads its definition; the Dockerfile also goes to `source`.
+    pub(super) fn load(&self, source: &mut Option<Source>) -> Result<LoadedContext, Failure> {
+        for warning in &self.request.warnings {
+            self.progress.warn(warning);
+        }
+        let context = self.load_context()?;
+        let (name, text) = &context.dockerfile;
+        *source = Some(Source { name: name.clone(), text: String::from_utf8_lossy(text).into_owned() });
+        Ok(context)
     }
 
     /// Reads Dockerfile and ignore file, as steps that people know from elsewhere.
@@ -104,7 +121,10 @@ impl Build<'_> {
         }
     }
 
-    fn plan_request(&self, context: &LoadedContext) -> Result<(PlanRequest, BTreeMap<String, OfferedDir>), Failure> {
+    pub(super) fn plan_request(
+        &self,
+        context: &LoadedContext,
+    ) -> Result<(PlanRequest, BTreeMap<String, OfferedDir>), Failure> {
         let request = self.request;
         let mut offered = BTreeMap::new();
         let main_context = match &context.dir {
@@ -229,7 +249,7 @@ fn of_build(failure: Failure) -> Failure {
     }
 }
 
-fn plan_failure(error: PlanError) -> Failure {
+pub(super) fn plan_failure(error: PlanError) -> Failure {
     let mut help = error.help;
     help.extend(error.others.iter().map(|other| {
         let line = other.locations.first().map(|at| format!("line {}: ", at.start_line)).unwrap_or_default();

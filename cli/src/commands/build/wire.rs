@@ -64,7 +64,7 @@ fn leave_at_once() {
 }
 
 /// The engine of a build.
-pub(super) fn engine(
+pub(crate) fn engine(
     build: &Build<'_>,
     contexts: BTreeMap<String, OfferedDir>,
     wanted: Vec<Wanted>,

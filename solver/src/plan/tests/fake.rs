@@ -48,7 +48,8 @@ fn layer(text: &str) -> DiffId {
     DiffId::of_uncompressed(Digest::of(text.as_bytes()))
 }
 
-fn busybox() -> ImageConfig {
+/// A config with one layer, for linux/amd64.
+pub(super) fn busybox() -> ImageConfig {
     ImageConfig {
         architecture: "amd64".to_owned(),
         os: "linux".to_owned(),
@@ -111,6 +112,11 @@ pub(super) fn run(request: &PlanRequest, images: &Images) -> (Result<Plan, PlanE
         _ => None,
     });
     (result, started.collect())
+}
+
+/// The same image for another platform.
+pub(super) fn for_platform(config: ImageConfig, platform: &Platform) -> ImageConfig {
+    ImageConfig { os: platform.os.clone(), architecture: platform.architecture.clone(), ..config }
 }
 
 /// Options of the command line, in buildx spelling.

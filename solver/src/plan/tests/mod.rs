@@ -2,5 +2,7 @@
 
 mod fake;
 mod goldens;
+mod outline;
 mod recorded;
+mod rules;
 mod tables;
