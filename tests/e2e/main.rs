@@ -8,3 +8,4 @@ mod interrupt;
 mod pull;
 mod real;
 mod referees;
+mod ssh;
