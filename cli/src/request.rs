@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci::{ImageRef, Platform};
+use solver::plan::{ContextKind, GitUrl};
 use solver::{ExtraHost, NetworkMode, Ulimit};
 
 use crate::args::BuildArgs;
@@ -65,7 +66,12 @@ pub(crate) enum ContextArg {
     /// Standard input: a tar, or a Dockerfile.
     Stdin,
     /// A git or http(s) URL.
-    Remote(String),
+    Remote {
+        /// As written.
+        url: String,
+        /// What it says.
+        kind: ContextKind,
+    },
 }
 
 /// The Dockerfile as named.
@@ -105,7 +111,9 @@ impl BuildRequest {
     /// Checks everything that can be checked before anything is done.
     pub(crate) fn check(args: BuildArgs) -> Result<Self, Failure> {
         let mut warnings = inactive_warnings(&args)?;
-        let context = context(&args.context);
+        let build_args = build_args(&args.build_args);
+        let context = context(&args.context, &build_args)?;
+        let build_contexts = build_contexts(&args.build_contexts)?;
         let dockerfile = match args.file.as_deref() {
             None => DockerfileArg::Default,
             Some("-") if context == ContextArg::Stdin => {
@@ -121,8 +129,7 @@ impl BuildRequest {
         Ok(Self {
             dockerfile,
             target: args.target,
-            build_args: build_args(&args.build_args),
-            build_contexts: build_contexts(&args.build_contexts)?,
+            build_args,
             platforms: platforms(&args.platforms, &mut warnings)?,
             outputs: output::parse_all(&args.outputs, &tags)?,
             labels: args.labels.iter().map(|label| key_value(label)).collect(),
@@ -132,7 +139,8 @@ impl BuildRequest {
             no_cache_filter: args.no_cache_filter,
             pull: args.pull,
             secrets: args.secrets.iter().map(|spec| secret(spec)).collect::<Result<_, _>>()?,
-            ssh: all_ssh(&args.ssh, &context)?,
+            ssh: all_ssh(&args.ssh, &context, &build_contexts)?,
+            build_contexts,
             add_hosts: args.add_hosts.iter().map(|host| add_host(host)).collect::<Result<_, _>>()?,
             network: network(&args.network)?,
             allow: args.allow.into_iter().map(entitlement).collect::<Result<_, _>>()?,
@@ -159,17 +167,28 @@ pub(crate) fn parse_tag(tag: &str) -> Result<ImageRef, Failure> {
     Ok(parsed.with_default_tag())
 }
 
-fn context(text: &str) -> ContextArg {
-    let lower = text.to_ascii_lowercase();
-    let schemes = ["http://", "https://", "git://", "ssh://"];
-    let scp_like = text.split_once(':').is_some_and(|(host, _)| host.contains('@') && !host.contains('/'));
+/// A directory is one whatever it is called; then URLs are told by their form.
+fn context(text: &str, build_args: &BTreeMap<String, String>) -> Result<ContextArg, Failure> {
     if text == "-" {
-        ContextArg::Stdin
-    } else if schemes.iter().any(|scheme| lower.starts_with(scheme)) || scp_like || text.starts_with("github.com/") {
-        ContextArg::Remote(text.to_owned())
-    } else {
-        ContextArg::Dir(text.into())
+        return Ok(ContextArg::Stdin);
     }
+    let keep_git_dir = build_args.get("BUILDKIT_CONTEXT_KEEP_GIT_DIR").is_some_and(|value| is_true(value));
+    let remote = ContextKind::parse_remote(text, keep_git_dir).filter(|_| !Path::new(text).is_dir());
+    let Some(kind) = remote else { return Ok(ContextArg::Dir(text.into())) };
+    let mut kind = kind.map_err(|error| {
+        Failure::usage(format!("invalid build context {}: {error}", solver::plan::redacted(text)))
+            .help("git contexts look like https://HOST/REPO.git#REF:DIR or https://HOST/REPO.git?ref=REF&subdir=DIR")
+    })?;
+    if let ContextKind::Git(git) = &mut kind {
+        // The plan will want the files with this time; asked for at once, they are checked out only once.
+        git.commit_times |= build_args.get("SOURCE_DATE_EPOCH").is_some_and(|epoch| epoch == "context");
+    }
+    Ok(ContextArg::Remote { url: text.to_owned(), kind })
+}
+
+/// As Go reads booleans.
+fn is_true(text: &str) -> bool {
+    matches!(text, "1" | "t" | "T" | "true" | "TRUE" | "True")
 }
 
 /// `--allow`: a device may be named.
@@ -277,7 +296,8 @@ fn secret(spec: &str) -> Result<SecretArg, Failure> {
     Ok(SecretArg { id, source })
 }
 
-fn all_ssh(list: &[String], context: &ContextArg) -> Result<Vec<SshArg>, Failure> {
+/// Contexts that are fetched over ssh bring the user's agent with them.
+fn all_ssh(list: &[String], context: &ContextArg, build_contexts: &[(String, String)]) -> Result<Vec<SshArg>, Failure> {
     let mut all: Vec<SshArg> = Vec::new();
     for spec in list {
         let arg = ssh(spec)?;
@@ -286,11 +306,20 @@ fn all_ssh(list: &[String], context: &ContextArg) -> Result<Vec<SshArg>, Failure
         }
         all.push(arg);
     }
-    let over_ssh = matches!(context, ContextArg::Remote(url) if url.starts_with("ssh://") || url.contains('@'));
-    if over_ssh && all.is_empty() && env::var("SSH_AUTH_SOCK").is_some() {
+    let main = matches!(context, ContextArg::Remote { kind: ContextKind::Git(git), .. } if is_over_ssh(&git.remote));
+    let is_over_ssh = main
+        || build_contexts
+            .iter()
+            .any(|(_, value)| matches!(GitUrl::parse(value), Some(Ok(git)) if is_over_ssh(&git.remote)));
+    if is_over_ssh && all.is_empty() && env::var("SSH_AUTH_SOCK").is_some() {
         all.push(ssh("default")?);
     }
     Ok(all)
+}
+
+/// Whether git asks ssh for it: by its scheme, or as `user@host:path`.
+fn is_over_ssh(remote: &str) -> bool {
+    remote.starts_with("ssh://") || !remote.contains("://")
 }
 
 fn ssh(spec: &str) -> Result<SshArg, Failure> {
@@ -436,11 +465,35 @@ mod tests {
 
     #[test]
     fn contexts_are_told_apart_by_their_form() {
-        assert_eq!(context("-"), ContextArg::Stdin);
-        assert_eq!(context("."), ContextArg::Dir(".".into()));
-        assert_eq!(context("./images"), ContextArg::Dir("./images".into()));
-        for url in ["https://x/y.git#main:sub", "git@host:a/b.git", "github.com/a/b", "HTTP://x/y.tar"] {
-            assert_eq!(context(url), ContextArg::Remote(url.into()));
+        let none = BTreeMap::new();
+        let of = |text: &str| context(text, &none).expect(text);
+        assert_eq!(of("-"), ContextArg::Stdin);
+        assert_eq!(of("."), ContextArg::Dir(".".into()));
+        assert_eq!(of("./images"), ContextArg::Dir("./images".into()));
+        for text in ["https://x/y.git#main:sub", "git@host:a/b.git", "github.com/a/b", "http://x/y.tar"] {
+            assert!(matches!(of(text), ContextArg::Remote { url, .. } if url == text), "{text}");
+        }
+        assert!(context("https://x/y.git?what=1", &none).is_err());
+    }
+
+    #[test]
+    fn build_arguments_decide_how_a_git_context_is_checked_out() {
+        let given = [("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "1"), ("SOURCE_DATE_EPOCH", "context")];
+        let args = given.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        for (args, expected) in [(args, true), (BTreeMap::new(), false)] {
+            let ContextArg::Remote { kind: ContextKind::Git(git), .. } = context("git@h:r", &args).expect("git") else {
+                panic!("it is git");
+            };
+            assert_eq!((git.keep_git_dir, git.commit_times), (expected, expected));
+        }
+    }
+
+    #[test]
+    fn the_way_to_a_repository_is_seen() {
+        for (remote, expected) in
+            [("ssh://h/r", true), ("git@h:r", true), ("https://u@h/r.git", false), ("git://h/r", false)]
+        {
+            assert_eq!(is_over_ssh(remote), expected, "{remote}");
         }
     }
 

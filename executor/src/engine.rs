@@ -15,11 +15,15 @@ use oci::{ImageRef, Platform};
 use solver::plan::IgnoreFile;
 use solver::plan::patterns::Patterns;
 use solver::traits::Selection;
-use solver::{Chain, Executor, FileOp, ImageOp, Op, OpError, Progress, ResolvedImage, Resolver, ResultRef, Step, Work};
+use solver::{
+    Chain, Executor, FileOp, Graph, ImageOp, Input, Op, OpError, Progress, ResolvedImage, Resolver, ResultRef,
+    SolveContext, Step, TargetUse, Work, solve,
+};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::{self, IgnoreRules, LocalContext};
+use crate::fetched::{self, FetchedFiles};
 use crate::files::{self, Form, Setting, Source};
 use crate::layer::{self, LayerSink, PackOptions};
 use crate::packer::{Packer, Wanted};
@@ -117,6 +121,24 @@ impl Engine {
     /// A layer cannot be had.
     pub async fn trees(&self, chain: &Chain, step: &Step) -> Result<Vec<PathBuf>, OpError> {
         self.inner.parts.images.ensure_trees(chain, step, &self.inner.parts.cancel).await
+    }
+
+    /// Makes a root, so that it can be looked into: `files` of `graph`, found in the store or performed as in any build.
+    ///
+    /// # Errors
+    /// Those of the operations.
+    pub async fn fetch(&self, graph: &Graph, files: Input) -> Result<FetchedFiles, OpError> {
+        let context = SolveContext {
+            store: self.inner.parts.store.clone(),
+            executor: Arc::new(self.clone()),
+            progress: self.inner.parts.progress.clone(),
+            cancel: self.inner.parts.cancel.clone(),
+            targets: TargetUse::Read,
+            // One operation after the other is what there is.
+            parallelism: 1,
+        };
+        let chain = fetched::root_of(solve(graph, &[files], context).await.map_err(|error| error.error)?)?;
+        Ok(FetchedFiles::new(self.root_view(&chain, &Progress::silent().start("")).await?))
     }
 
     /// What a copy or mount reads from.
@@ -311,6 +333,10 @@ impl Resolver for Engine {
         step: &Step,
     ) -> Result<ResolvedImage, OpError> {
         self.inner.parts.images.resolve(reference, platform, step).await
+    }
+
+    async fn newest_time(&self, graph: &Graph, files: Input) -> Result<Option<i64>, OpError> {
+        self.fetch(graph, files).await?.newest_time().await
     }
 }
 

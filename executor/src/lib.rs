@@ -6,6 +6,7 @@
 pub mod context;
 pub mod engine;
 pub mod export;
+pub mod fetched;
 pub mod files;
 pub mod layer;
 pub mod packer;

@@ -18,5 +18,5 @@ pub use error::{OpError, Tier};
 pub use graph::{Chain, Graph, Input, Location, ResultRef, Vertex, VertexId, VertexMeta};
 pub use op::*;
 pub use progress::{Event, Outcome, Progress, Step, StepId, Stream};
-pub use schedule::{SolveContext, SolveError, solve};
+pub use schedule::{SolveContext, SolveError, TargetUse, solve};
 pub use traits::{Executor, OciLayout, ResolvedImage, Resolver, Work};

@@ -8,7 +8,7 @@ use oci::{Digest, ImageConfig, ImageRef, Platform};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::OpError;
-use crate::graph::{Chain, ResultRef};
+use crate::graph::{Chain, Graph, Input, ResultRef};
 use crate::op::{CopySelection, Op};
 use crate::progress::Step;
 
@@ -65,6 +65,16 @@ pub trait Resolver: Send + Sync {
         _step: &Step,
     ) -> Result<ResolvedImage, OpError> {
         Err(OpError::input(format!("images in OCI layouts are not supported here: {}", layout.path)))
+    }
+
+    /// Makes `files`, a vertex of `graph` that yields a root, and says when the newest regular file in there was
+    /// modified, in seconds since 1970. `None` when no file has a time: a URL whose server tells none gives the file zero.
+    ///
+    /// # Errors
+    /// An [`OpError`]; without an implementation, that there is none.
+    async fn newest_time(&self, _graph: &Graph, _files: Input) -> Result<Option<i64>, OpError> {
+        Err(OpError::input("times of remote sources are not supported here")
+            .help("give the number of seconds since 1970"))
     }
 }
 

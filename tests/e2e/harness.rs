@@ -257,6 +257,7 @@ pub(crate) struct Sshd {
     agent: std::process::Child,
     port: u16,
     socket: PathBuf,
+    key: PathBuf,
 }
 
 impl Sshd {
@@ -295,12 +296,22 @@ impl Sshd {
         let added = Command::new("ssh-add").arg("-q").arg(dir.join("user")).env("SSH_AUTH_SOCK", &socket).status();
         assert!(added.expect("ssh-add").success());
         wait_for(|| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
-        Self { server, agent, port, socket }
+        Self { server, agent, port, socket, key: dir.join("user") }
     }
 
     /// Variables that the client of the agent needs.
     pub(crate) fn environment(&self) -> [(&'static str, PathBuf); 1] {
         [("SSH_AUTH_SOCK", self.socket.clone())]
+    }
+
+    /// The file of the key that the server lets in; it has no passphrase.
+    pub(crate) fn key(&self) -> &Path {
+        &self.key
+    }
+
+    /// Where the repository is.
+    pub(crate) fn url(&self) -> String {
+        format!("ssh://root@127.0.0.1:{}/private.git", self.port)
     }
 
     /// Flags that tell the Dockerfile where the server is.

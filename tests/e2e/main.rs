@@ -9,3 +9,4 @@ mod interrupt;
 mod pull;
 mod real;
 mod referees;
+mod ssh;

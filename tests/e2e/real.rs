@@ -211,7 +211,8 @@ fn export(space: &Space, image: &str) -> std::path::PathBuf {
 }
 
 /// A text is in no layer, no config, no history, and in no record of the store.
-fn assert_absent(space: &Space, image: &str, text: &str) {
+/// Neither the layers of an image nor the files of the store hold `text`.
+pub(crate) fn assert_absent(space: &Space, image: &str, text: &str) {
     let archive = space.path("absent.tar");
     space.write("absent/Dockerfile", format!("FROM {image}\n"));
     let output = format!("type=oci,compression=uncompressed,dest={}", archive.display());

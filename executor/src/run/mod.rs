@@ -17,7 +17,9 @@ use solver::{NetworkMode, OpError, RunOp, Step, Stream};
 use tokio_util::sync::CancellationToken;
 
 pub use secret::{MOST_SECRET_BYTES, Secret, SecretStore};
-pub use ssh::{AgentStore, DEFAULT_AGENT};
+pub use ssh::{Agent, AgentStore, DEFAULT_AGENT, KeyError, MOST_KEY_FILE_BYTES, PrivateKey};
+
+pub(crate) use ssh::AgentSocket;
 
 use crate::context::LocalContext;
 use crate::sandbox::{DEFAULT_PATH, Exit, Resources, Sandbox, SandboxSpec, Stdio};

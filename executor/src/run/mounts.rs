@@ -7,7 +7,7 @@ use cache::CacheMount;
 use solver::{Mount, MountKind, OpError};
 
 use super::cache_mount::{self, Base, Wanted};
-use super::ssh::Forwards;
+use super::ssh::{Forwards, SocketOwner};
 use super::{InputSource, InputTree, RunRequest, Runner};
 use crate::context::{MountSource as ContextMount, materialize_for_mount};
 use crate::sandbox::{MemoryFile, MountSource, SandboxMount, Writes};
@@ -77,10 +77,10 @@ impl Mounts {
             MountKind::Ssh { id, required, uid, gid, mode } => {
                 self.agent_socket.get_or_insert_with(|| mount.target.clone());
                 if let Some(agent) = runner.options.agents.find(id, *required)? {
-                    let path =
-                        self.forwards.open(runner.sandbox.scratch(), agent, (*uid, *gid, *mode)).map_err(|error| {
-                            OpError::environment(format!("cannot forward the ssh agent `{}`: {error}", agent.display()))
-                        })?;
+                    let owner = SocketOwner { uid: *uid, gid: *gid, mode: *mode };
+                    let path = self.forwards.open(runner.sandbox.scratch(), agent, owner).map_err(|error| {
+                        OpError::environment(format!("cannot forward the ssh agent {agent}: {error}"))
+                    })?;
                     self.push(&mount.target, MountSource::Socket { path }, false);
                 }
             }

@@ -375,7 +375,8 @@ fn privileged_agents_are_sockets() {
     let directory = tempfile::tempdir().unwrap();
     let agent = directory.path().join("agent");
     let _listener = std::os::unix::net::UnixListener::bind(&agent).unwrap();
-    let options = RunOptions { agents: AgentStore::default().with_socket("default", agent), ..RunOptions::default() };
+    let options =
+        RunOptions { agents: AgentStore::default().with("default", Agent::Socket(agent)), ..RunOptions::default() };
     let Some(fixture) = Fixture::new(options) else { return };
     let ssh = MountKind::Ssh { id: String::new(), required: true, uid: 5, gid: 6, mode: 0o640 };
     let script = "echo $SSH_AUTH_SOCK; stat -c '%F %a %u:%g' $SSH_AUTH_SOCK";

@@ -13,10 +13,13 @@ use crate::context::{IgnoreRules, LocalContext};
 use crate::files::{Form, Setting, Source, perform_file_op};
 use crate::view::RootView;
 
+/// As much of the beginning of a stream as tells whether it is an archive, whatever headers stand before its first entry.
+pub const HEAD_BYTES: usize = 64 << 10;
+
 /// Name of the archive in its scratch directory.
 const ARCHIVE: &str = "archive";
 
-/// Whether bytes that begin like this are an archive; `start` should hold the first block (512 bytes) at least.
+/// Whether bytes that begin like this are an archive; `start` should hold [`HEAD_BYTES`] of them.
 pub fn is_archive(start: &[u8]) -> bool {
     Compression::of_magic(start) != Compression::None || sniff_archive(start).is_some()
 }

@@ -44,8 +44,13 @@ pub struct HttpSource {
     store: Store,
     secrets: SecretLookup,
     /// Files that were fetched for a key, until the step is performed.
-    fetched: Mutex<HashMap<(String, String), Fetched>>,
+    fetched: Mutex<HashMap<Place, Fetched>>,
+    /// What probes have said in this build: a URL stands for one file until its end.
+    probed: Mutex<HashMap<Place, String>>,
 }
+
+/// A URL, and the name of its file.
+type Place = (String, String);
 
 type LazyClient = LazyLock<Result<Client, String>, Box<dyn FnOnce() -> Result<Client, String> + Send>>;
 
@@ -78,7 +83,7 @@ impl HttpSource {
         secrets: SecretLookup,
     ) -> Self {
         let client = LazyClient::new(Box::new(move || client().map_err(chain)));
-        Self { client, store, secrets, fetched: Mutex::default() }
+        Self { client, store, secrets, fetched: Mutex::default(), probed: Mutex::default() }
     }
 
     /// Something that changes when the file does: its ETag, else its digest; with `Last-Modified`, which becomes the
@@ -87,13 +92,21 @@ impl HttpSource {
     /// # Errors
     /// `failed to load cache key: invalid response status 404`, or what the network says.
     pub async fn probe(&self, op: &HttpOp, step: &Step) -> Result<String, OpError> {
-        if let Some(validator) = self.validator(op).await? {
-            return Ok(validator);
-        }
-        let fetched = self.download(op, step).await?;
-        let probe = format!("{} {}", fetched.digest, fetched.last_modified);
         let place = (op.url.clone(), op.filename.clone());
-        self.fetched.lock().unwrap_or_else(PoisonError::into_inner).insert(place, fetched);
+        let known = self.probed.lock().unwrap_or_else(PoisonError::into_inner).get(&place).cloned();
+        if let Some(probe) = known {
+            return Ok(probe);
+        }
+        let probe = match self.validator(op).await? {
+            Some(validator) => validator,
+            None => {
+                let fetched = self.download(op, step).await?;
+                let probe = format!("{} {}", fetched.digest, fetched.last_modified);
+                self.fetched.lock().unwrap_or_else(PoisonError::into_inner).insert(place.clone(), fetched);
+                probe
+            }
+        };
+        self.probed.lock().unwrap_or_else(PoisonError::into_inner).insert(place, probe.clone());
         Ok(probe)
     }
 

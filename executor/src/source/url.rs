@@ -1,4 +1,6 @@
-//! Small questions about URLs, and hiding what must not be shown.
+//! Small questions about URLs.
+
+pub(super) use solver::plan::redacted;
 
 /// `host[:port]` of a URL with a scheme, in lower case, without user information.
 pub(super) fn host(url: &str) -> Option<String> {
@@ -22,22 +24,6 @@ pub(super) fn origin(url: &str) -> Option<String> {
     Some(format!("{}://{}/", scheme.to_ascii_lowercase(), host(url)?))
 }
 
-/// The URL with user and password replaced by `xxxxx`, for messages, logs and whatever stays in a layer.
-pub(super) fn redacted(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (authority, path) = rest.split_at(authority_end);
-    match authority.rsplit_once('@') {
-        None => url.to_owned(),
-        // The user of `ssh://git@host/` is part of the address, not a secret.
-        Some((user, host)) => match user.split_once(':') {
-            Some((user, _)) => format!("{scheme}://{user}:xxxxx@{host}{path}"),
-            None if scheme.eq_ignore_ascii_case("ssh") || scheme.eq_ignore_ascii_case("git") => url.to_owned(),
-            None => format!("{scheme}://xxxxx@{host}{path}"),
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,20 +45,5 @@ mod tests {
         assert_eq!(without_port("h:8080"), "h");
         assert_eq!(without_port("h"), "h");
         assert_eq!(without_port("[::1]"), "[::1]");
-    }
-
-    #[test]
-    fn credentials_are_not_shown() {
-        let cases = [
-            ("https://u:secret@h/x", "https://u:xxxxx@h/x"),
-            ("https://token@h/x", "https://xxxxx@h/x"),
-            ("https://h/x@y", "https://h/x@y"),
-            ("ssh://git@h/x", "ssh://git@h/x"),
-            ("ssh://git:secret@h/x", "ssh://git:xxxxx@h/x"),
-            ("git@h:x", "git@h:x"),
-        ];
-        for (url, want) in cases {
-            assert_eq!(redacted(url), want);
-        }
     }
 }

@@ -147,7 +147,7 @@ fn is_lower_hex(text: &str) -> bool {
 }
 
 /// The last segment of the URL's path, without query and fragment.
-fn file_name(url: &str) -> String {
+pub(super) fn file_name(url: &str) -> String {
     let path = url.split(['?', '#']).next().unwrap_or_default();
     let path = path.split_once("://").and_then(|(_, rest)| rest.split_once('/')).map_or("", |(_, path)| path);
     let path = percent_decode(path);

@@ -190,7 +190,7 @@ impl StageBuilder<'_> {
                 content,
                 owner: common.owner.clone(),
                 mode: common.mode.clone(),
-                mtime: self.target.epoch,
+                mtime: self.target.epoch.seconds,
             }));
         }
         let root = self.state.root;

@@ -170,11 +170,28 @@ impl GitUrl {
     }
 }
 
-/// A git source as text: `remote[#ref[:subdir]]`.
+/// A git source as text, without credentials: `remote[#ref[:subdir]]`.
 pub(super) fn shown(git: &GitOp) -> String {
     let subdir = git.subdir.as_deref().map(|subdir| format!(":{subdir}")).unwrap_or_default();
     let fragment = format!("{}{subdir}", git.reference.as_deref().unwrap_or_default());
-    if fragment.is_empty() { git.remote.clone() } else { format!("{}#{fragment}", git.remote) }
+    let remote = redacted(&git.remote);
+    if fragment.is_empty() { remote } else { format!("{remote}#{fragment}") }
+}
+
+/// The URL with user and password replaced by `xxxxx`, for messages, logs and whatever stays in a layer.
+pub fn redacted(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(authority_end);
+    match authority.rsplit_once('@') {
+        None => url.to_owned(),
+        // The user of `ssh://git@host/` is part of the address, not a secret.
+        Some((user, host)) => match user.split_once(':') {
+            Some((user, _)) => format!("{scheme}://{user}:xxxxx@{host}{path}"),
+            None if scheme.eq_ignore_ascii_case("ssh") || scheme.eq_ignore_ascii_case("git") => url.to_owned(),
+            None => format!("{scheme}://xxxxx@{host}{path}"),
+        },
+    }
 }
 
 /// Whether a text without query and fragment names a git repository.
@@ -325,6 +342,21 @@ mod tests {
     fn percent_signs_that_mean_nothing_stay() {
         for (text, wanted) in [("a%20b", "a b"), ("100%", "100%"), ("%zz", "%zz"), ("%ff", "%ff"), ("%C3%A9", "é")] {
             assert_eq!(percent_decode(text), wanted);
+        }
+    }
+
+    #[test]
+    fn credentials_are_not_shown() {
+        let cases = [
+            ("https://u:secret@h/x", "https://u:xxxxx@h/x"),
+            ("https://token@h/x", "https://xxxxx@h/x"),
+            ("https://h/x@y", "https://h/x@y"),
+            ("ssh://git@h/x", "ssh://git@h/x"),
+            ("ssh://git:secret@h/x", "ssh://git:xxxxx@h/x"),
+            ("git@h:x", "git@h:x"),
+        ];
+        for (url, want) in cases {
+            assert_eq!(redacted(url), want);
         }
     }
 }

@@ -5,7 +5,8 @@
 //! `onbuild.rs`); then the needed stages are evaluated one after the other, instruction by instruction (`stage.rs` and
 //! the files named after the instructions). All platforms share one graph, in which equal vertices are one.
 //!
-//! Nothing here performs anything: no file is read and no image is fetched. Read [`PlanRequest`] first, then [`Plan`].
+//! Nothing here performs anything: no file is read and no image is fetched. What a plan has to know of the world it asks
+//! its [`Resolver`]. Read [`PlanRequest`] first, then [`Plan`].
 //!
 //! Spec: `spec/dockerfile.md` §2–§4 and §6–§9.
 
@@ -26,6 +27,7 @@ mod onbuild;
 mod outline;
 mod ownership;
 mod paths;
+mod remote;
 mod render;
 mod request;
 mod resolve;
@@ -48,10 +50,11 @@ pub use parser::go::quote;
 
 pub use contexts::NamedContext;
 pub use error::PlanError;
-pub use git_url::{GitUrl, GitUrlError};
+pub use git_url::{GitUrl, GitUrlError, redacted};
 pub use history::{COMMENT, EXPORTER_COMMENT, PlannedHistory};
 pub use lint::Warning;
 pub use outline::{Asked, CacheMount, Outline, OutlineArg, TargetInfo};
+pub use remote::{RemoteFiles, URL_CONTEXT_FILE};
 pub use render::render;
 pub use request::{ContextKind, IgnoreFile, NoCache, PlanRequest, Purpose, SourceText};
 pub use state::BaseImage;
@@ -199,7 +202,7 @@ async fn lower(
         graph,
         images,
         warnings: Vec::new(),
-        epoch: targets.iter().find_map(|target| target.epoch),
+        epoch: targets.iter().find_map(|target| target.epoch.seconds),
         is_multi_platform: shared.is_multi || is_set(shared.request, "BUILDKIT_MULTI_PLATFORM"),
     })
 }

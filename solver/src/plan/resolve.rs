@@ -76,6 +76,11 @@ impl<'a> Finder<'a> {
         Self { request, resolver, progress, multi_platform, answers: Mutex::default() }
     }
 
+    /// Who is asked.
+    pub(super) fn resolver(&self) -> &'a dyn Resolver {
+        self.resolver
+    }
+
     /// Finds all of `wanted` that `origins` does not have yet. `stage_names` are for suggestions.
     ///
     /// # Errors

@@ -6,9 +6,10 @@ use oci::Platform;
 use parser::lint;
 
 use super::contexts::{Found, NamedContext};
+use super::epoch;
 use super::error::PlanError;
 use super::git_url;
-use super::paths;
+use super::remote::{self, UrlNames};
 use super::request::{ContextKind, Purpose};
 use super::resolve::{FoundImage, Origin, Wanted};
 use super::stage::StageBuilder;
@@ -16,10 +17,7 @@ use super::stages::{Base, StageIdx};
 use super::state::{State, pinned};
 use super::target::Done;
 use crate::graph::{Input, VertexId};
-use crate::op::{CopyAction, CopySelection, FileAction, FileOp, GitOp, HttpOp, ImageOp, LocalOp, Op, Unpack};
-
-/// Name of the file that a URL context consists of when it is no archive.
-const URL_CONTEXT_FILE: &str = "context";
+use crate::op::{FileAction, FileOp, GitOp, ImageOp, LocalOp, Op};
 
 impl StageBuilder<'_> {
     /// FROM: sets the state to that of the base.
@@ -87,7 +85,7 @@ impl StageBuilder<'_> {
             NamedContext::Git(git) => {
                 (self.context_git(found, git), format!("git snapshot for {}", git_url::shown(git)))
             }
-            NamedContext::Http(url) => (self.context_url(found, url), format!("http url {url}")),
+            NamedContext::Http(url) => (self.context_url(found, url), format!("http url {}", git_url::redacted(url))),
             other => return Err(PlanError::internal(format!("no root can be made of {other:?}"))),
         };
         self.state.root = Input::Vertex(vertex);
@@ -98,7 +96,7 @@ impl StageBuilder<'_> {
     /// If the root is a directory of the client, makes one layer of its files.
     pub(super) fn root_from_context(&mut self) {
         let Some(context) = self.state.root_is_context.take() else { return };
-        let op = Op::File(FileOp { actions: vec![FileAction::Copy(plain_copy("/"))] });
+        let op = Op::File(FileOp { actions: vec![FileAction::Copy(remote::plain_copy("/"))] });
         let inputs = vec![Input::Scratch, self.state.root];
         let vertex = self.add_source(op, inputs, format!("[context {context}] copy files"), "root");
         self.state.root = Input::Vertex(vertex);
@@ -146,13 +144,8 @@ impl StageBuilder<'_> {
         let vertex = match &request.main_context {
             ContextKind::None => return None,
             ContextKind::Local(name) => self.local_vertex(name, "[internal] load build context".to_owned()),
-            ContextKind::Git(git) => {
-                let name = format!("[internal] load git source {}", git_url::shown(git));
-                self.add_source(Op::Git(git.clone()), Vec::new(), name, "context")
-            }
-            ContextKind::Http(url) => {
-                self.url_root(url, "[internal] load remote build context", "[internal] load build context")
-            }
+            ContextKind::Git(git) => self.git_root(git, epoch::MAIN_CONTEXT, remote::git_name(git)),
+            ContextKind::Http(url) => self.url_root(url, UrlNames::main_context()),
         };
         Some(Input::Vertex(vertex))
     }
@@ -186,44 +179,23 @@ impl StageBuilder<'_> {
     }
 
     fn context_git(&mut self, found: &Found, git: &GitOp) -> VertexId {
-        let name = format!("[context {}] load from git {}", found.name, git_url::shown(git));
-        self.add_source(Op::Git(git.clone()), Vec::new(), name, "context")
+        self.git_root(git, &found.name, remote::named_git_name(&found.name, git))
     }
 
     fn context_url(&mut self, found: &Found, url: &str) -> VertexId {
-        let (load, extract) =
-            (format!("[context {}] load from {url}", found.name), format!("[context {}] extract", found.name));
-        self.url_root(url, &load, &extract)
+        self.url_root(url, UrlNames::named_context(&found.name, url))
     }
 
     /// A URL as a root: the archive unpacked, or one file.
-    fn url_root(&mut self, url: &str, fetch_name: &str, unpack_name: &str) -> VertexId {
-        let http = HttpOp { url: url.to_owned(), filename: URL_CONTEXT_FILE.to_owned(), checksum: None };
-        let source = self.add_source(Op::Http(http), Vec::new(), fetch_name.to_owned(), "context");
-        let action = CopyAction {
-            unpack: Unpack::IfArchive,
-            keep_source_metadata: true,
-            ..plain_copy(&format!("/{URL_CONTEXT_FILE}"))
-        };
-        let op = Op::File(FileOp { actions: vec![FileAction::Copy(action)] });
-        self.add_source(op, vec![Input::Scratch, Input::Vertex(source)], unpack_name.to_owned(), "unpack")
+    fn url_root(&mut self, url: &str, names: UrlNames) -> VertexId {
+        let source = self.add_source(remote::url_op(url), Vec::new(), names.load, "context");
+        self.add_source(remote::unpack_op(), vec![Input::Scratch, Input::Vertex(source)], names.unpack, "unpack")
     }
-}
 
-/// A copy of one path of input 1 into the root directory.
-fn plain_copy(source: &str) -> CopyAction {
-    CopyAction {
-        input: Some(1),
-        selection: CopySelection {
-            source: paths::clean(source),
-            wildcard: false,
-            excludes: Vec::new(),
-            parents_base: None,
-        },
-        dest: "/".to_owned(),
-        owner: None,
-        mode: None,
-        unpack: Unpack::Never,
-        keep_source_metadata: false,
+    /// A git tree, whose files have the time of the commit if the build takes its time from there.
+    fn git_root(&mut self, git: &GitOp, context: &str, name: String) -> VertexId {
+        let is_timed = self.target.epoch.context.as_deref() == Some(context);
+        let git = if is_timed { epoch::timed(git) } else { git.clone() };
+        self.add_source(Op::Git(git), Vec::new(), name, "context")
     }
 }

@@ -5,7 +5,7 @@ use parser::Dockerfile;
 use parser::LineRange;
 use parser::expand::Expander;
 
-use super::epoch;
+use super::epoch::{self, Epoch};
 use super::error::PlanError;
 use super::from;
 use super::history::PlannedHistory;
@@ -43,7 +43,7 @@ pub(super) struct Target<'a> {
     pub(super) platform: Platform,
     pub(super) expander: Expander,
     pub(super) globals: Globals,
-    pub(super) epoch: Option<i64>,
+    pub(super) epoch: Epoch,
     pub(super) stages: Stages,
     pub(super) origins: Origins,
     /// What has to be evaluated, in the order of the file.
@@ -91,8 +91,9 @@ impl<'a> Target<'a> {
         let mut globals = Globals::evaluate(file, request, &platform, &request.build_args)?;
         let defaults = Globals::evaluate(file, request, &platform, &Default::default()).ok();
         let froms = from::evaluate(file, request, &globals, defaults.as_ref(), findings)?;
-        let epoch = epoch::resolve(request, &froms, &globals)?;
-        globals.set_epoch(epoch);
+        let expander = Expander::new(file.directives.escape);
+        let epoch = epoch::resolve(request, &froms, &globals, &expander, finder.resolver()).await?;
+        globals.set_epoch(epoch.seconds);
         let stages = Stages::connect(froms, request, &platform)?;
         let mut target = Self {
             request,
@@ -101,7 +102,7 @@ impl<'a> Target<'a> {
             is_explicit: shared.is_explicit,
             is_labs: shared.is_labs,
             platform,
-            expander: Expander::new(file.directives.escape),
+            expander,
             globals,
             epoch,
             stages,

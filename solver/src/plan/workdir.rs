@@ -32,7 +32,7 @@ impl StageBuilder<'_> {
             path: paths::clean(&directory),
             mode: MODE,
             owner: self.directory_owner()?,
-            mtime: self.target.epoch,
+            mtime: self.target.epoch.seconds,
         };
         let op = Op::File(FileOp { actions: vec![FileAction::MakeDir(action)] });
         let text = self.shown_instruction();

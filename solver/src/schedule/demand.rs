@@ -3,6 +3,8 @@
 use crate::graph::{Graph, Input, VertexId};
 use crate::op::Op;
 
+use super::TargetUse;
+
 /// What is asked of one vertex.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Demand {
@@ -16,14 +18,17 @@ pub(super) struct Demand {
 }
 
 /// One [`Demand`] for every vertex, by index.
-pub(super) fn demands(graph: &Graph, targets: &[Input]) -> Vec<Demand> {
+pub(super) fn demands(graph: &Graph, targets: &[Input], purpose: TargetUse) -> Vec<Demand> {
     let n_vertices = graph.ids().map(|id| id.index() + 1).max().unwrap_or(0);
     let mut demands = vec![Demand::default(); n_vertices];
     let wanted: Vec<VertexId> = targets.iter().copied().filter_map(vertex_of).collect();
     spread(graph, &wanted, &mut demands, |demand| &mut demand.needed, |graph, id| inputs(graph, id).collect());
-    spread(graph, &wanted, &mut demands, |demand| &mut demand.exported, below);
-    let looked_into: Vec<VertexId> =
+    let mut looked_into: Vec<VertexId> =
         graph.ids().filter(|id| demands[id.index()].needed).flat_map(|id| looks_into(graph, id)).collect();
+    match purpose {
+        TargetUse::Export => spread(graph, &wanted, &mut demands, |demand| &mut demand.exported, below),
+        TargetUse::Read => looked_into.extend(wanted),
+    }
     spread(graph, &looked_into, &mut demands, |demand| &mut demand.tree, below);
     demands
 }

@@ -49,8 +49,20 @@ pub struct SolveContext {
     pub progress: Progress,
     /// Stops everything.
     pub cancel: CancellationToken,
+    /// What the targets are wanted for.
+    pub targets: TargetUse,
     /// How many operations are performed at once; look-ups are not limited. At least 1 is assumed.
     pub parallelism: usize,
+}
+
+/// What becomes of the targets of a solve.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TargetUse {
+    /// Their layers leave.
+    #[default]
+    Export,
+    /// The caller looks into them: they get trees, and nothing is packed.
+    Read,
 }
 
 /// Why a graph could not be solved: the first failure.
@@ -171,7 +183,7 @@ struct Schedule<'a> {
 
 impl<'a> Schedule<'a> {
     fn new(graph: &'a Graph, targets: &[Input], ctx: &SolveContext) -> Self {
-        let demands = demands(graph, targets);
+        let demands = demands(graph, targets, ctx.targets);
         let mut nodes: Vec<Node> = demands.iter().map(|_| Node::default()).collect();
         for id in graph.ids().filter(|id| demands[id.index()].needed) {
             for input in inputs(graph, id) {

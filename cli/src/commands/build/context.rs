@@ -4,9 +4,12 @@
 use std::io::{ErrorKind, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
+use executor::fetched::{FetchedFiles, Found};
 use executor::source::archive;
+use solver::plan::{ContextKind, IgnoreFile, redacted};
 use tokio_util::sync::CancellationToken;
 
+use super::MAIN_CONTEXT;
 use crate::failure::Failure;
 use crate::mistakes;
 use crate::request::{ContextArg, DockerfileArg};
@@ -14,18 +17,48 @@ use crate::request::{ContextArg, DockerfileArg};
 /// The most bytes of a Dockerfile from standard input.
 const MAX_STDIN_DOCKERFILE: usize = 2_000_000;
 
-/// A context whose files are on this machine.
+/// No Dockerfile in a context that comes from elsewhere has so many bytes.
+pub(crate) const MAX_REMOTE_DOCKERFILE: u64 = 16 << 20;
+
+/// A context, as far as it can be known without fetching anything.
 pub(crate) struct LoadedContext {
-    /// The Dockerfile's name as shown and its bytes.
-    pub(crate) dockerfile: (String, Vec<u8>),
-    /// Names this Dockerfile among builds.
-    pub(crate) identity: String,
-    /// Where the files are; `None` is an empty context.
+    /// The Dockerfile; `None` when it is among files that lie elsewhere.
+    pub(crate) dockerfile: Option<Dockerfile>,
+    /// Where the files are.
+    pub(crate) files: ContextKind,
+    /// The directory that [`ContextKind::Local`] means.
     pub(crate) dir: Option<PathBuf>,
     /// Name and bytes of the ignore file.
     pub(crate) ignore: Option<(String, Vec<u8>)>,
     /// Files that came on standard input live as long as the build.
     _unpacked: Option<tempfile::TempDir>,
+}
+
+/// A Dockerfile that was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Dockerfile {
+    /// As shown.
+    pub(crate) name: String,
+    /// Its bytes.
+    pub(crate) text: Vec<u8>,
+    /// Names it among builds.
+    pub(crate) identity: String,
+}
+
+impl LoadedContext {
+    /// The ignore file as the plan and the engine know it.
+    pub(crate) fn ignore_file(&self) -> Option<IgnoreFile> {
+        self.ignore.clone().map(|(name, text)| IgnoreFile { name, text })
+    }
+}
+
+/// Whether the Dockerfile for a context elsewhere is on this machine: on standard input, or at an absolute path.
+pub(crate) fn is_here(dockerfile: &DockerfileArg) -> bool {
+    match dockerfile {
+        DockerfileArg::Stdin => true,
+        DockerfileArg::File(file) => Path::new(file).is_absolute(),
+        DockerfileArg::Default => false,
+    }
 }
 
 /// Finds and reads what the request names. `scratch` makes a directory for files that come on standard input.
@@ -37,9 +70,66 @@ pub(crate) fn load(
     match context {
         ContextArg::Dir(dir) => local(dir, dockerfile),
         ContextArg::Stdin => stdin(dockerfile, scratch),
-        ContextArg::Remote(url) => Err(Failure::input(format!("remote contexts are not supported yet: {url}"))
-            .help("clone or download it, and build the directory")),
+        ContextArg::Remote { url, kind } => {
+            let dockerfile = local_dockerfile(dockerfile, url)?;
+            Ok(LoadedContext { dockerfile, files: kind.clone(), dir: None, ignore: None, _unpacked: None })
+        }
     }
+}
+
+/// The Dockerfile for a context that lies elsewhere, if [`is_here`].
+fn local_dockerfile(dockerfile: &DockerfileArg, url: &str) -> Result<Option<Dockerfile>, Failure> {
+    let identity = |name: &str| format!("{} {name}", redacted(url));
+    match dockerfile {
+        DockerfileArg::Stdin => {
+            let name = "Dockerfile".to_owned();
+            Ok(Some(Dockerfile { text: read_stdin_dockerfile()?, identity: identity("-"), name }))
+        }
+        DockerfileArg::File(file) if Path::new(file).is_absolute() => {
+            let (path, text) = read_dockerfile(Path::new(file))?;
+            Ok(Some(Dockerfile { text, identity: identity(file), name: file_name(&path) }))
+        }
+        DockerfileArg::File(_) | DockerfileArg::Default => Ok(None),
+    }
+}
+
+/// Reads the Dockerfile among files that came from elsewhere. `dockerfile` serves when `Dockerfile` is missing.
+pub(crate) fn dockerfile_in(files: &FetchedFiles, named: &DockerfileArg, place: &str) -> Result<Dockerfile, Failure> {
+    let wanted = match named {
+        DockerfileArg::File(file) => file.as_str(),
+        DockerfileArg::Default | DockerfileArg::Stdin => "Dockerfile",
+    };
+    let wanted = Path::new(wanted.trim_start_matches('/'));
+    let lower = wanted.ends_with("Dockerfile").then(|| wanted.with_file_name("dockerfile"));
+    let mut reason = "no such file or directory";
+    for path in [Some(wanted), lower.as_deref()].into_iter().flatten() {
+        match files.read(path, MAX_REMOTE_DOCKERFILE)? {
+            Found::File(text) => {
+                check_size(&text, path)?;
+                let identity = format!("{place} {}", path.display());
+                return Ok(Dockerfile { name: file_name(path), text, identity });
+            }
+            Found::NoFile => reason = "is not a file",
+            Found::Nothing => {}
+        }
+    }
+    let failure = Failure::input(format!("failed to read dockerfile: open {}: {reason}", wanted.display()))
+        .help(format!("looked for it in {place}; -f names another file in there"));
+    Err(if matches!(named, DockerfileArg::File(_)) && wanted.is_file() {
+        failure.help("a file of this machine is named by its absolute path")
+    } else {
+        failure
+    })
+}
+
+/// Refuses a Dockerfile that is not whole because it was larger than allowed.
+pub(crate) fn check_size(text: &[u8], path: &Path) -> Result<(), Failure> {
+    if (text.len() as u64) < MAX_REMOTE_DOCKERFILE {
+        return Ok(());
+    }
+    let limit = MAX_REMOTE_DOCKERFILE >> 20;
+    Err(Failure::input(format!("failed to read dockerfile: {} has {limit} MiB or more", path.display()))
+        .help("a URL that is no archive is taken for a Dockerfile; in an archive, -f names it"))
 }
 
 fn local(dir: &Path, dockerfile: &DockerfileArg) -> Result<LoadedContext, Failure> {
@@ -71,7 +161,8 @@ fn local(dir: &Path, dockerfile: &DockerfileArg) -> Result<LoadedContext, Failur
     };
     let ignore = ignore_file(path.as_deref(), &dir)?;
     let identity = path.as_deref().unwrap_or(&dir).to_string_lossy().into_owned();
-    Ok(LoadedContext { dockerfile: (name, text), identity, dir: Some(dir), ignore, _unpacked: None })
+    let dockerfile = Some(Dockerfile { name, text, identity });
+    Ok(LoadedContext { dockerfile, files: here(), dir: Some(dir), ignore, _unpacked: None })
 }
 
 /// Standard input: a tar is the context, anything else is the Dockerfile of an empty one.
@@ -85,7 +176,7 @@ fn stdin(
             .help("redirect a Dockerfile or a tar: `rbuild - < Dockerfile`"));
     }
     let fault = |error| Failure::environment(format!("cannot read standard input: {error}"));
-    let mut start = vec![0; 1024];
+    let mut start = vec![0; archive::HEAD_BYTES];
     let mut filled = 0;
     while filled < start.len() {
         match input.read(&mut start[filled..]).map_err(fault)? {
@@ -100,20 +191,21 @@ fn stdin(
         }
         let mut text = start;
         input.take(MAX_STDIN_DOCKERFILE as u64).read_to_end(&mut text).map_err(fault)?;
-        let identity = "-".to_owned();
-        let dockerfile = ("Dockerfile".to_owned(), text);
-        return Ok(LoadedContext { dockerfile, identity, dir: None, ignore: None, _unpacked: None });
+        let dockerfile = Some(Dockerfile { name: "Dockerfile".to_owned(), text, identity: "-".to_owned() });
+        let files = ContextKind::None;
+        return Ok(LoadedContext { dockerfile, files, dir: None, ignore: None, _unpacked: None });
     }
     let unpacked = scratch()?;
     let received = std::io::Cursor::new(start).chain(input);
     let dir = archive::unpack_context(received, unpacked.path(), &CancellationToken::new())?;
-    let file = match dockerfile {
-        DockerfileArg::File(file) => dir.join(file.trim_start_matches('/')),
-        DockerfileArg::Default | DockerfileArg::Stdin => dir.join("Dockerfile"),
-    };
-    let (path, text) = read_dockerfile(&file)?;
-    let (name, identity) = (file_name(&path), "-".to_owned());
-    Ok(LoadedContext { dockerfile: (name, text), identity, dir: Some(dir), ignore: None, _unpacked: Some(unpacked) })
+    let found = dockerfile_in(&FetchedFiles::of_dir(&dir)?, dockerfile, "the archive")?;
+    let dockerfile = Some(Dockerfile { identity: "-".to_owned(), ..found });
+    Ok(LoadedContext { dockerfile, files: here(), dir: Some(dir), ignore: None, _unpacked: Some(unpacked) })
+}
+
+/// A directory of this machine as the plan knows it.
+fn here() -> ContextKind {
+    ContextKind::Local(MAIN_CONTEXT.to_owned())
 }
 
 /// Reads a Dockerfile; `dockerfile` serves when `Dockerfile` is missing.
@@ -216,7 +308,8 @@ mod tests {
         std::fs::write(dir.join("other.Dockerfile.dockerignore"), "").expect("write");
 
         let default = load_dir(dir, DockerfileArg::Default).expect("default");
-        assert_eq!(default.dockerfile, ("dockerfile".to_owned(), b"FROM a".to_vec()));
+        let dockerfile = default.dockerfile.expect("it is here");
+        assert_eq!((dockerfile.name.as_str(), dockerfile.text.as_slice()), ("dockerfile", &b"FROM a"[..]));
         assert_eq!(default.ignore, Some((".dockerignore".to_owned(), b"general".to_vec())));
 
         let path = dir.join("other.Dockerfile").display().to_string();
@@ -235,5 +328,24 @@ mod tests {
         assert!(message(missing).starts_with("unable to prepare context: path "));
         let missing = load_dir(temp.path(), DockerfileArg::Default).err().expect("missing file");
         assert_eq!(message(missing), "failed to read dockerfile: open Dockerfile: no such file or directory");
+    }
+
+    #[test]
+    fn dockerfiles_of_contexts_elsewhere_are_looked_for_in_there() {
+        let temp = tempfile::tempdir().expect("temp dir");
+        let dir = temp.path();
+        std::fs::create_dir(dir.join("sub")).expect("directory");
+        std::fs::write(dir.join("sub/dockerfile"), "FROM a").expect("write");
+        std::os::unix::fs::symlink("/etc/passwd", dir.join("Dockerfile")).expect("link");
+        let files = FetchedFiles::of_dir(dir).expect("opens");
+        let of = |path: &str| dockerfile_in(&files, &DockerfileArg::File(path.to_owned()), "https://h/r.git");
+        for path in ["sub/Dockerfile", "/sub/dockerfile", "sub/../../sub/dockerfile"] {
+            assert_eq!(of(path).expect(path).text, b"FROM a");
+        }
+        for (path, reason) in [("sub", "is not a file"), ("x", "no such file or directory")] {
+            let Err(Failure::Failed(report)) = of(path) else { panic!("{path} is no Dockerfile") };
+            assert_eq!(report.message, format!("failed to read dockerfile: open {path}: {reason}"));
+        }
+        assert!(dockerfile_in(&files, &DockerfileArg::Default, "x").is_err(), "no link leads out");
     }
 }

@@ -2,6 +2,7 @@
 
 mod context;
 mod product;
+mod remote;
 mod result_files;
 mod secrets;
 pub(crate) mod wire;
@@ -10,21 +11,28 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use executor::engine::{Engine, OfferedDir};
+use executor::packer::Wanted;
 use solver::plan::{ContextKind, IgnoreFile, NamedContext, NoCache, Plan, PlanError, PlanRequest, SourceText, plan};
-use solver::{OpError, Outcome, Progress, ResultRef, SolveContext, SolveError, solve};
+use solver::{OpError, Outcome, Progress, ResultRef, SolveContext, SolveError, TargetUse, solve};
 use tokio_util::sync::CancellationToken;
 
-use self::context::LoadedContext;
+use self::context::{Dockerfile, LoadedContext};
 use self::product::{Finished, Product};
 use crate::args::Global;
 use crate::env;
 use crate::failure::{Failure, Report, Source};
 use crate::report::{self, CheckWarning};
-use crate::request::BuildRequest;
+use crate::request::{BuildRequest, ContextArg};
 use crate::ui::{self, Ui};
 
 /// Name of the main context.
 const MAIN_CONTEXT: &str = "context";
+
+/// What `--build-context` says, by name.
+type NamedContexts = BTreeMap<String, NamedContext>;
+
+/// Directories of this machine, by the name of their context.
+type OfferedDirs = BTreeMap<String, OfferedDir>;
 
 /// Builds, writes the product, and prints the image ID when it is all that is wanted.
 pub(crate) fn build(request: &BuildRequest, global: &Global) -> Result<(), Failure> {
@@ -78,10 +86,8 @@ pub(super) struct Build<'a> {
 
 impl Build<'_> {
     async fn run(&self, source: &mut Option<Source>) -> Result<(Finished, Vec<CheckWarning>), Failure> {
-        let context = self.load(source)?;
-        let (plan_request, offered) = self.plan_request(&context)?;
         let products = product::products(self.request);
-        let engine = wire::engine(self, offered, product::wanted(&products))?;
+        let (plan_request, engine) = self.prepare(product::wanted(&products), source).await?;
         let plan = plan(&plan_request, &engine, &self.progress).await.map_err(plan_failure)?;
         let warnings = plan.warnings.iter().map(check_warning).collect();
         let chain = self.solve(&plan, &engine).await?;
@@ -89,70 +95,97 @@ impl Build<'_> {
         Ok((finished, warnings))
     }
 
-    /// Says what is to be said before a build, and loads its definition; the Dockerfile also goes to `source`.
-    pub(super) fn load(&self, source: &mut Option<Source>) -> Result<LoadedContext, Failure> {
+    /// Says what is to be said before a build, loads its definition, and makes what answers and performs its plan. The
+    /// Dockerfile also goes to `source`.
+    pub(super) async fn prepare(
+        &self,
+        wanted: Vec<Wanted>,
+        source: &mut Option<Source>,
+    ) -> Result<(PlanRequest, Engine), Failure> {
         for warning in &self.request.warnings {
             self.progress.warn(warning);
         }
         let context = self.load_context()?;
-        let (name, text) = &context.dockerfile;
-        *source = Some(Source { name: name.clone(), text: String::from_utf8_lossy(text).into_owned() });
+        let (named_contexts, offered) = self.contexts(&context)?;
+        let engine = wire::engine(self, offered, wanted)?;
+        let dockerfile = self.dockerfile(&context, &engine).await?;
+        let text = String::from_utf8_lossy(&dockerfile.text).into_owned();
+        *source = Some(Source { name: dockerfile.name.clone(), text });
+        Ok((self.plan_request(&context, dockerfile, named_contexts), engine))
+    }
+
+    /// Reads Dockerfile and ignore file, as far as they are on this machine, as steps that people know from elsewhere.
+    fn load_context(&self) -> Result<LoadedContext, Failure> {
+        let scratch = || Ok(self.store.scratch_dir()?);
+        let load = || context::load(&self.request.context, &self.request.dockerfile, scratch);
+        let is_remote = matches!(self.request.context, ContextArg::Remote { .. });
+        if is_remote && !context::is_here(&self.request.dockerfile) {
+            return load().map_err(of_build);
+        }
+        let step = self.progress.start("[internal] load build definition from Dockerfile");
+        let context = load().map_err(|failure| {
+            step.finish(Outcome::Failed("the build definition cannot be loaded".to_owned()));
+            of_build(failure)
+        })?;
+        let n_bytes = context.dockerfile.as_ref().map_or(0, |dockerfile| dockerfile.text.len());
+        step.status("transferring dockerfile:", n_bytes as u64, 0, true);
+        step.finish(Outcome::Done);
+        // Ignore files count for directories only.
+        if !is_remote {
+            let step = self.progress.start("[internal] load .dockerignore");
+            let n_bytes = context.ignore.as_ref().map_or(2, |(_, text)| text.len());
+            step.status("transferring context:", n_bytes as u64, 0, true);
+            step.finish(Outcome::Done);
+        }
         Ok(context)
     }
 
-    /// Reads Dockerfile and ignore file, as steps that people know from elsewhere.
-    fn load_context(&self) -> Result<LoadedContext, Failure> {
-        let step = self.progress.start("[internal] load build definition from Dockerfile");
-        let scratch = || Ok(self.store.scratch_dir()?);
-        match context::load(&self.request.context, &self.request.dockerfile, scratch) {
-            Ok(context) => {
-                step.status("transferring dockerfile:", context.dockerfile.1.len() as u64, 0, true);
-                step.finish(Outcome::Done);
-                let step = self.progress.start("[internal] load .dockerignore");
-                let bytes = context.ignore.as_ref().map_or(2, |(_, text)| text.len());
-                step.status("transferring context:", bytes as u64, 0, true);
-                step.finish(Outcome::Done);
-                Ok(context)
+    /// The Dockerfile, out of the context if that lies elsewhere.
+    async fn dockerfile(&self, context: &LoadedContext, engine: &Engine) -> Result<Dockerfile, Failure> {
+        match (&context.dockerfile, &self.request.context) {
+            (Some(dockerfile), _) => Ok(dockerfile.clone()),
+            (None, ContextArg::Remote { url, kind }) => {
+                remote::dockerfile(engine, url, kind, &self.request.dockerfile).await.map_err(of_build)
             }
-            Err(failure) => {
-                step.finish(Outcome::Failed("the build definition cannot be loaded".to_owned()));
-                Err(of_build(failure))
-            }
+            (None, _) => Err(OpError::internal("there is no Dockerfile").into()),
         }
     }
 
-    pub(super) fn plan_request(
+    /// What the names of contexts mean, and the directories that some of them are.
+    fn contexts(&self, context: &LoadedContext) -> Result<(NamedContexts, OfferedDirs), Failure> {
+        let mut offered = BTreeMap::new();
+        if let Some(dir) = &context.dir {
+            let offer = OfferedDir { path: dir.clone(), ignore: context.ignore_file() };
+            offered.insert(MAIN_CONTEXT.to_owned(), offer);
+        }
+        let mut named = BTreeMap::new();
+        for (name, value) in &self.request.build_contexts {
+            named.insert(name.clone(), self.named_context(name, value, &mut offered)?);
+        }
+        Ok((named, offered))
+    }
+
+    fn plan_request(
         &self,
         context: &LoadedContext,
-    ) -> Result<(PlanRequest, BTreeMap<String, OfferedDir>), Failure> {
+        dockerfile: Dockerfile,
+        named_contexts: NamedContexts,
+    ) -> PlanRequest {
         let request = self.request;
-        let mut offered = BTreeMap::new();
-        let main_context = match &context.dir {
-            Some(dir) => {
-                let ignore = context.ignore.clone().map(|(name, text)| IgnoreFile { name, text });
-                offered.insert(MAIN_CONTEXT.to_owned(), OfferedDir { path: dir.clone(), ignore });
-                ContextKind::Local(MAIN_CONTEXT.to_owned())
-            }
-            None => ContextKind::None,
-        };
-        let mut named_contexts = BTreeMap::new();
-        for (name, value) in &request.build_contexts {
-            named_contexts.insert(name.clone(), self.named_context(name, value, &mut offered)?);
-        }
-        let (name, text) = context.dockerfile.clone();
         let no_cache = match (request.no_cache, request.no_cache_filter.is_empty()) {
             (true, _) => NoCache::All,
             (false, true) => NoCache::Off,
             (false, false) => NoCache::Stages(request.no_cache_filter.clone()),
         };
-        let plan_request = PlanRequest {
+        let Dockerfile { name, text, identity } = dockerfile;
+        PlanRequest {
             target: request.target.clone(),
             platforms: request.platforms.clone(),
             build_args: request.build_args.clone(),
             labels: request.labels.clone(),
             named_contexts,
-            main_context,
-            ignore: context.ignore.clone().map(|(name, text)| IgnoreFile { name, text }),
+            main_context: context.files.clone(),
+            ignore: context.ignore_file(),
             no_cache,
             network: request.network,
             add_hosts: request.add_hosts.clone(),
@@ -160,22 +193,16 @@ impl Build<'_> {
             ulimits: request.ulimits.clone(),
             cgroup_parent: request.cgroup_parent.clone(),
             entitlements: request.allow.clone(),
-            dockerfile_identity: context.identity.clone(),
+            dockerfile_identity: identity,
             ..PlanRequest::new(SourceText { name, text }, oci::Platform::host())
-        };
-        Ok((plan_request, offered))
+        }
     }
 
     /// A path is a directory of this machine; everything else says what it is by its form.
-    fn named_context(
-        &self,
-        name: &str,
-        value: &str,
-        offered: &mut BTreeMap<String, OfferedDir>,
-    ) -> Result<NamedContext, Failure> {
+    fn named_context(&self, name: &str, value: &str, offered: &mut OfferedDirs) -> Result<NamedContext, Failure> {
         let path = std::path::Path::new(value);
         if !path.is_dir() {
-            if !value.contains(':') {
+            if !value.contains(':') && ContextKind::parse_remote(value, false).is_none() {
                 return Err(Failure::input(format!("failed to get build context {name}: path \"{value}\" not found"))
                     .help(
                         "a named context is a directory, docker-image://REF, oci-layout://DIR, or a git or http(s) URL",
@@ -201,6 +228,7 @@ impl Build<'_> {
             executor: Arc::new(engine.clone()),
             progress: self.progress.clone(),
             cancel: self.cancel.clone(),
+            targets: TargetUse::Export,
             parallelism: self.request.jobs.unwrap_or_else(wire::default_parallelism).max(1),
         };
         let results = solve(&plan.graph, &[image.root], context).await.map_err(solve_failure)?;

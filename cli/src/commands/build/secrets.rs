@@ -1,12 +1,13 @@
 //! Secrets and ssh agents as flags name them, given to those who use them.
 
+use std::io::Read as _;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cache::Store;
-use executor::run::{RunOptions, Runner, Secret};
+use executor::run::{Agent, AgentStore, KeyError, MOST_KEY_FILE_BYTES, PrivateKey, RunOptions, Runner, Secret};
 use executor::sandbox::{HostNetwork, Sandbox};
 use executor::source::SecretLookup;
 
@@ -22,8 +23,8 @@ pub(crate) fn lookup(secrets: &[SecretArg]) -> SecretLookup {
 }
 
 /// What runs commands: the sandbox, with the secrets and agents of this build.
-pub(crate) fn runner(store: &Store, secrets: &[SecretArg], ssh: &[SshArg]) -> Result<Runner, Failure> {
-    let mut options = RunOptions::default();
+pub(crate) fn runner(store: &Store, secrets: &[SecretArg], agents: AgentStore) -> Result<Runner, Failure> {
+    let mut options = RunOptions { agents, ..RunOptions::default() };
     for secret in secrets {
         options.secrets = match &secret.source {
             SecretSource::File(path) => options.secrets.with_file(&secret.id, path.clone()),
@@ -34,36 +35,71 @@ pub(crate) fn runner(store: &Store, secrets: &[SecretArg], ssh: &[SshArg]) -> Re
             }
         };
     }
-    for arg in ssh {
-        for path in &arg.paths {
-            options.agents = options.agents.with_socket(&arg.id, socket(path)?);
-        }
-    }
     let sandbox = Sandbox::new(store.scratch_dir()?, Arc::new(HostNetwork))
         .map_err(|error| Failure::environment(error.to_string()))?;
     Ok(Runner::new(sandbox, store.clone(), options))
 }
 
-/// The agent at `path`; keys are served by an agent, not by us.
-fn socket(path: &Path) -> Result<PathBuf, Failure> {
-    let meta = std::fs::metadata(path)
-        .map_err(|error| Failure::input(format!("--ssh: failed to stat {}: {error}", path.display())))
-        .map_err(|failure| {
-            failure.help("name the socket of an agent, or `--ssh default` for the one of SSH_AUTH_SOCK")
-        })?;
-    if !meta.file_type().is_socket() {
-        return Err(Failure::input(format!("--ssh: {} is not the socket of an agent", path.display())).help(format!(
-            "give the key to an agent: eval $(ssh-agent); ssh-add {}; then --ssh default",
-            path.display()
-        )));
-    }
-    Ok(path.to_owned())
+/// The agents of a build: sockets where they lead, keys read and checked.
+pub(crate) fn agents(ssh: &[SshArg]) -> Result<AgentStore, Failure> {
+    ssh.iter().try_fold(AgentStore::default(), |agents, arg| Ok(agents.with(&arg.id, agent(&arg.paths)?)))
 }
 
-/// The socket of `--ssh default`, for git.
-pub(crate) fn default_agent(ssh: &[SshArg]) -> Option<PathBuf> {
-    let path = ssh.iter().find(|arg| arg.id == "default")?.paths.first()?;
-    std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_socket()).then(|| path.clone())
+/// One socket, or keys (`spec/cli.md` §1.6).
+fn agent(paths: &[PathBuf]) -> Result<Agent, Failure> {
+    let mut socket = None;
+    let mut keys = Vec::new();
+    for path in paths {
+        if socket.is_some() {
+            return Err(Failure::input("only single socket allowed")
+                .help("give each agent an ID of its own: --ssh default=SOCKET --ssh other=SOCKET"));
+        }
+        let meta = std::fs::metadata(path).map_err(|error| {
+            Failure::input(format!("--ssh: failed to stat {}: {error}", path.display()))
+                .help("name a private key, the socket of an agent, or `--ssh default` for the one of SSH_AUTH_SOCK")
+        })?;
+        if meta.file_type().is_socket() {
+            socket = Some(path.clone());
+        } else {
+            keys.push(private_key(path)?);
+        }
+    }
+    match socket {
+        Some(_) if !keys.is_empty() => Err(Failure::input("invalid combination of keys and sockets")
+            .help("add the keys to the agent with ssh-add, or give them an ID of their own")),
+        Some(path) => Ok(Agent::Socket(path)),
+        None => Ok(Agent::Keys(keys.into())),
+    }
+}
+
+/// The key in a file. It stays in this process.
+fn private_key(path: &Path) -> Result<PrivateKey, Failure> {
+    let shown = path.display();
+    let unreadable = |error| Failure::input(format!("--ssh: failed to read {shown}: {error}"));
+    let mut text = Vec::new();
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    file.take(MOST_KEY_FILE_BYTES + 1).read_to_end(&mut text).map_err(unreadable)?;
+    if text.len() as u64 > MOST_KEY_FILE_BYTES {
+        return Err(Failure::input(format!("failed to parse {shown}: it is larger than 100KiB"))
+            .help("--ssh takes private keys and sockets of agents"));
+    }
+    PrivateKey::parse(&text).map_err(|error| {
+        let failure = Failure::input(format!("failed to parse {shown}: {error}"));
+        match error {
+            KeyError::Encrypted => failure
+                .help(format!("give it to an agent, which asks once: ssh-add {shown}; then --ssh default"))
+                .help("or use a copy without a passphrase: ssh-keygen -p -f COPY"),
+            KeyError::Unsupported(_) => {
+                failure.help(format!("give it to an agent: ssh-add {shown}; then --ssh default"))
+            }
+            KeyError::NotAKey if text.starts_with(b"ssh-") || text.starts_with(b"ecdsa-") => {
+                failure.help("that is a public key: name the private one beside it, without .pub")
+            }
+            KeyError::NotAKey | KeyError::Broken(_) => {
+                failure.help("private keys are files of OpenSSH (`BEGIN OPENSSH PRIVATE KEY`) or PEM files")
+            }
+        }
+    })
 }
 
 enum Reader {

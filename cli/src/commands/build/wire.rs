@@ -7,6 +7,7 @@ use std::sync::Arc;
 use executor::engine::{Engine, EngineParts, OfferedDir};
 use executor::layer::{OverlayFlavour, UnpackOptions};
 use executor::packer::Wanted;
+use executor::run::DEFAULT_AGENT;
 use executor::source::git::GitOptions;
 use executor::source::image::PullPolicy;
 use executor::source::{GitSource, HttpSource, ImageSource};
@@ -73,18 +74,19 @@ pub(crate) fn engine(
     let client = Client::new(client_options());
     let policy = if build.request.pull { PullPolicy::Always } else { PullPolicy::Missing };
     let lookup = secrets::lookup(&build.request.secrets);
+    let agents = secrets::agents(&build.request.ssh)?;
     let git = GitOptions {
         program: PathBuf::from("git"),
         search_path: env::var("PATH").unwrap_or_default(),
         proxy_env: env::proxies(),
-        ssh_auth_sock: secrets::default_agent(&build.request.ssh),
+        ssh_agent: agents.get(DEFAULT_AGENT).cloned(),
         known_hosts: None,
     };
     let parts = EngineParts {
         images: Arc::new(ImageSource::new(store.clone(), client.clone(), policy, unpack_options())),
         http: HttpSource::new(http_client, store.clone(), lookup.clone()),
         git: GitSource::new(git, store.clone(), lookup),
-        runner: secrets::runner(&store, &build.request.secrets, &build.request.ssh)?,
+        runner: secrets::runner(&store, &build.request.secrets, agents)?,
         store,
         contexts,
         wanted,

@@ -14,7 +14,7 @@ use solver::Tier;
 use solver::plan::{self, Outline, PlanError, Purpose, TargetInfo, Warning};
 
 use self::json::{CheckDoc, OutlineDoc, TargetsDoc};
-use super::build::{self, Build, wire};
+use super::build::{self, Build};
 use crate::args::Global;
 use crate::call::{Call, Format, Method};
 use crate::failure::{Failure, Report, Source};
@@ -56,12 +56,10 @@ pub(crate) fn run(request: &BuildRequest, call: Call, global: &Global) -> Result
 }
 
 async fn answer(build: &Build<'_>, method: Method, source: &mut Option<Source>) -> Result<Answer, Failure> {
-    let context = build.load(source)?;
-    let (mut request, offered) = build.plan_request(&context)?;
+    let (mut request, engine) = build.prepare(Vec::new(), source).await?;
     if method == Method::Targets {
         return plan::targets(&request).map(Answer::Targets).map_err(build::plan_failure);
     }
-    let engine = wire::engine(build, offered, Vec::new())?;
     if method == Method::Outline {
         request.purpose = Purpose::Outline;
         let outline = plan::outline(&request, &engine, &build.progress).await;

@@ -26,6 +26,7 @@ use solver::{GitOp, OpError, Step};
 use tokio_util::sync::CancellationToken;
 
 use super::{SecretLookup, blocking, commit, url};
+use crate::run::{Agent, AgentSocket};
 use program::Git;
 use remote::Resolved;
 
@@ -38,8 +39,8 @@ pub struct GitOptions {
     pub search_path: String,
     /// Proxy variables, passed as they are.
     pub proxy_env: Vec<(String, String)>,
-    /// Socket of the ssh agent that may be used (`--ssh default`).
-    pub ssh_auth_sock: Option<PathBuf>,
+    /// The ssh agent that may be used (`--ssh default`).
+    pub ssh_agent: Option<Agent>,
     /// Known hosts for ssh; without them every host key is accepted, as the reference does.
     pub known_hosts: Option<PathBuf>,
 }
@@ -49,6 +50,8 @@ pub struct GitSource {
     options: Arc<GitOptions>,
     store: Store,
     secrets: SecretLookup,
+    /// The agent as git can use it, from the first call that might.
+    agent: Mutex<Option<AgentSocket>>,
     /// What refs have been resolved to in this build, by remote and ref.
     resolved: Mutex<HashMap<(String, Option<String>), Resolved>>,
 }
@@ -56,7 +59,7 @@ pub struct GitSource {
 impl GitSource {
     /// A source that keeps its repositories in `store`.
     pub fn new(options: GitOptions, store: Store, secrets: SecretLookup) -> Self {
-        Self { options: Arc::new(options), store, secrets, resolved: Mutex::default() }
+        Self { options: Arc::new(options), store, secrets, agent: Mutex::default(), resolved: Mutex::default() }
     }
 
     /// The commit that `op` stands for, in hex. An expected checksum has been compared when this returns.
@@ -117,10 +120,22 @@ impl GitSource {
     /// The program with what it needs to talk to the remote of `op`.
     fn git(&self, op: &GitOp, step: &Step, cancel: &CancellationToken) -> Result<Git, OpError> {
         let mut git = Git::new(self.options.clone(), step.clone(), cancel.clone());
+        if let Some(agent) = &self.options.ssh_agent {
+            git = git.with_agent(self.agent_socket(agent)?);
+        }
         if let (Some(origin), Some(header)) = (url::origin(&op.remote), self.authorization(&op.remote)?) {
             git = git.with_config(&format!("http.{origin}.extraheader"), &format!("Authorization: {header}"));
         }
         Ok(git)
+    }
+
+    fn agent_socket(&self, agent: &Agent) -> Result<PathBuf, OpError> {
+        let mut socket = self.agent.lock().unwrap_or_else(PoisonError::into_inner);
+        let socket = match &mut *socket {
+            Some(socket) => socket,
+            none => none.insert(AgentSocket::open(agent, || Ok(self.store.scratch_dir()?))?),
+        };
+        Ok(socket.path().to_owned())
     }
 
     /// The value of the `Authorization` header for `remote`, if there is a secret for its host.

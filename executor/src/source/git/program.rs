@@ -1,7 +1,7 @@
 //! Running `git` so that nothing but its arguments and the remote decides what it does.
 
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 
@@ -37,6 +37,7 @@ pub(super) struct Git {
     cancel: CancellationToken,
     config: Vec<(String, String)>,
     work_tree: Option<(OsString, OsString)>,
+    ssh_auth_sock: Option<PathBuf>,
 }
 
 /// How a call that did not succeed ended.
@@ -50,12 +51,18 @@ pub(super) struct GitFailure {
 impl Git {
     pub(super) fn new(options: Arc<GitOptions>, step: Step, cancel: CancellationToken) -> Self {
         let config = CONFIG.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Self { options, step, cancel, config, work_tree: None }
+        Self { options, step, cancel, config, work_tree: None, ssh_auth_sock: None }
     }
 
     /// The same with one more setting. It travels in the environment, where other users of the machine cannot see it.
     pub(super) fn with_config(mut self, name: &str, value: &str) -> Self {
         self.config.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The same with an ssh agent that listens on `socket`.
+    pub(super) fn with_agent(mut self, socket: PathBuf) -> Self {
+        self.ssh_auth_sock = Some(socket);
         self
     }
 
@@ -126,7 +133,7 @@ impl Git {
         ]);
         command.env("GIT_SSH_COMMAND", self.ssh_command());
         command.envs(self.options.proxy_env.iter().map(|(name, value)| (name, value)));
-        if let Some(socket) = &self.options.ssh_auth_sock {
+        if let Some(socket) = &self.ssh_auth_sock {
             command.env("SSH_AUTH_SOCK", socket);
         }
         command.env("GIT_CONFIG_COUNT", self.config.len().to_string());

@@ -44,13 +44,24 @@ pub(super) fn validate(op: &GitOp) -> Result<(), OpError> {
     // `ext::sh -c …` names a program to run.
     let is_helper =
         remote.split_once("::").is_some_and(|(helper, _)| helper.bytes().all(|b| b.is_ascii_alphanumeric()));
-    if is_option || is_helper || remote.contains(|c: char| c.is_control()) {
+    if is_option || is_helper || ssh_would_misread(remote) || remote.contains(|c: char| c.is_control()) {
         return Err(OpError::input(format!("invalid git remote `{}`", url::redacted(remote))));
     }
     match &op.reference {
         Some(reference) if !is_ref_name(reference) => Err(OpError::input(format!("invalid git ref `{reference}`"))),
         _ => Ok(()),
     }
+}
+
+/// Whether user, host or path of `ssh://user@host/path` or `user@host:path` begins like an option of ssh or of the server.
+fn ssh_would_misread(remote: &str) -> bool {
+    let (address, path) = match remote.split_once("://") {
+        Some((_, rest)) => rest.split_once('/').unwrap_or((rest, "")),
+        // A path of this machine has no host.
+        None if !remote.contains('@') => return false,
+        None => remote.split_once(':').unwrap_or((remote, "")),
+    };
+    address.split('@').chain([path]).any(|part| part.starts_with('-'))
 }
 
 /// The rules of `git check-ref-format`, which leave no name with a meaning beyond itself.
@@ -132,10 +143,24 @@ mod tests {
 
     #[test]
     fn names_that_git_would_misunderstand_are_refused() {
-        for remote in ["--upload-pack=x", "", "ext::sh -c x", "https://h/\nx"] {
+        for remote in [
+            "--upload-pack=x",
+            "",
+            "ext::sh -c x",
+            "https://h/\nx",
+            "ssh://-oProxyCommand=x/r",
+            "ssh://git@-oProxyCommand=x/r",
+            "ssh://-l@h/r",
+            "ssh://h/-x",
+            "git@-oProxyCommand:r",
+            "-l@h:r",
+            "git@h:-x",
+        ] {
             assert!(validate(&op(remote, None)).is_err(), "{remote}");
         }
-        for remote in ["https://h/r.git", "git@h:r.git", "ssh://git@[::1]/r.git", "/tmp/r"] {
+        for remote in
+            ["https://h/r.git", "git@h:r.git", "ssh://git@[::1]/r.git", "ssh://a-b@h-c/d-/-e", "/tmp/r", "/-/r"]
+        {
             assert!(validate(&op(remote, None)).is_ok(), "{remote}");
         }
         let bad =

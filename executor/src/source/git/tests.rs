@@ -86,7 +86,7 @@ fn source(store: &Store) -> GitSource {
         program: "git".into(),
         search_path: "/usr/local/bin:/usr/bin:/bin".to_owned(),
         proxy_env: Vec::new(),
-        ssh_auth_sock: None,
+        ssh_agent: None,
         known_hosts: None,
     };
     GitSource::new(options, store.clone(), Arc::new(|_| None))

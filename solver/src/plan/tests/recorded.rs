@@ -25,7 +25,7 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ("ignore-files/lower-case-dockerfile", "finding the Dockerfile comes first"),
     ("ignore-files/dockerfile-missing", "finding the Dockerfile comes first"),
     ("ignore-files/dockerfile-named-missing", "finding the Dockerfile comes first"),
-    ("epoch-of-a-stage", "the time of a remote source is not supported yet"),
+    ("epoch-of-a-stage", "the time is that of a file behind a URL"),
     ("call-outline-and-targets", "no plan is made"),
     ("parse-line-too-long-fails", "the Dockerfile is made by a script"),
     ("parse-line-just-short-enough", "the Dockerfile is made by a script"),

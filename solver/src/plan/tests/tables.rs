@@ -3,7 +3,7 @@
 use super::fake::{self, Images, amd64, request};
 use crate::graph::Input;
 use crate::op::{Op, SecurityMode};
-use crate::plan::{ContextKind, Plan, PlanError, PlanRequest, Purpose};
+use crate::plan::{ContextKind, NamedContext, Plan, PlanError, PlanRequest, Purpose};
 use oci::Platform;
 
 #[track_caller]
@@ -184,15 +184,74 @@ fn entitlements_allow_what_they_name() {
 }
 
 #[test]
-fn epochs_of_directories_are_unset_and_of_remote_sources_not_supported() {
-    let mut request = request("FROM scratch\nARG SOURCE_DATE_EPOCH\nLABEL e=[$SOURCE_DATE_EPOCH]\n");
+fn epochs_of_directories_are_unset_and_of_remote_sources_their_time() {
+    let mut request = request("FROM scratch\nARG SOURCE_DATE_EPOCH\nLABEL e=[$SOURCE_DATE_EPOCH]\nCOPY . /\n");
     request.build_args.insert("SOURCE_DATE_EPOCH".to_owned(), "context".to_owned());
     let plan = planned_as(&request);
     assert_eq!(plan.epoch, None);
     assert_eq!(plan.images[0].config.config.labels["e"], "[]");
-    request.main_context = ContextKind::Http("http://h.test/x".to_owned());
-    let fault = fault_of(&request);
-    assert!(fault.message.contains("not supported yet"), "{fault}");
+
+    let url = ContextKind::Http("http://h.test/x".to_owned());
+    let git = ContextKind::parse_remote("http://h.test/r.git", false).unwrap().unwrap();
+    for (kind, n_vertices) in [(url, 2), (git, 1)] {
+        request.main_context = kind;
+        let images = Images::new();
+        let plan = fake::run(&request, &images).0.unwrap();
+        assert_eq!(plan.epoch, Some(fake::TIME));
+        assert_eq!(plan.images[0].config.config.labels["e"], format!("[{}]", fake::TIME));
+        // What was made for the time is what the plan copies from.
+        let timed = images.timed.lock().unwrap();
+        let planned: Vec<&Op> = plan.graph.ids().map(|id| &*plan.graph.vertex(id).op).collect();
+        assert_eq!(timed.iter().collect::<Vec<_>>(), planned[..n_vertices]);
+        assert!(timed.iter().all(|op| !matches!(op, Op::Git(git) if !git.commit_times)));
+    }
+    request.purpose = Purpose::Check;
+    assert_eq!(planned_as(&request).epoch, None, "a check fetches nothing");
+}
+
+#[test]
+fn epochs_may_name_contexts_and_stages() {
+    let file = "ARG SOURCE_DATE_EPOCH=src\nFROM scratch AS src\nARG WEB\nARG FILE=a%20b\nADD $WEB/$FILE /\nFROM scratch\n\
+                COPY --from=src / /\nCOPY --from=named / /\n";
+    let mut request = request(file);
+    request.build_args.insert("WEB".to_owned(), "http://h.test".to_owned());
+    request.named_contexts.insert("named".to_owned(), NamedContext::parse("named", "http://h.test/r.git#v1"));
+    let times = |request: &PlanRequest| {
+        let images = Images::new();
+        let plan = fake::run(request, &images).0.unwrap();
+        assert_eq!(plan.epoch, Some(fake::TIME));
+        let timed = images.timed.lock().unwrap().clone();
+        let is_planned = |op: &Op| plan.graph.ids().any(|id| *plan.graph.vertex(id).op == *op);
+        assert!(timed.iter().all(is_planned), "{timed:?}");
+        timed
+    };
+    let of_stage = times(&request);
+    assert!(matches!(&of_stage[..], [Op::Http(http)] if http.url == "http://h.test/a%20b"), "{of_stage:?}");
+    request.build_args.insert("SOURCE_DATE_EPOCH".to_owned(), "named".to_owned());
+    assert!(matches!(&times(&request)[..], [Op::Git(git)] if git.commit_times));
+
+    for (stage, message) in [
+        ("FROM busybox AS src", "SOURCE_DATE_EPOCH stage must use FROM scratch"),
+        (
+            "FROM scratch AS src\nRUN x",
+            "SOURCE_DATE_EPOCH stage does not meet source-only requirements: unsupported RUN instruction",
+        ),
+        (
+            "FROM scratch AS src",
+            "SOURCE_DATE_EPOCH stage does not meet source-only requirements: exactly one remote ADD",
+        ),
+        (
+            "FROM scratch AS src\nADD x /",
+            "SOURCE_DATE_EPOCH stage does not meet source-only requirements: exactly one remote ADD",
+        ),
+        (
+            "FROM scratch AS src\nADD http://h/a /\nADD http://h/b /",
+            "SOURCE_DATE_EPOCH stage does not meet source-only requirements: exactly one remote ADD",
+        ),
+    ] {
+        let request = fake::request(&format!("ARG SOURCE_DATE_EPOCH=src\n{stage}\nFROM scratch\n"));
+        assert_eq!(fault_of(&request).message, message, "{stage}");
+    }
 }
 
 #[test]

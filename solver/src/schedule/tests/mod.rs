@@ -370,6 +370,20 @@ async fn trees_are_asked_for_where_somebody_looks() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_read_has_a_tree_and_does_not_leave() {
+    let bench = Bench::new();
+    let mut graph = Graph::default();
+    let below = run(&mut graph, "make below", Input::Scratch, &[]);
+    let target = run(&mut graph, "make target", below, &[]);
+    bench.solve_to_read(&graph, &[target]).await;
+    assert!(bench.toy.needed_tree("make below") && bench.toy.needed_tree("make target"));
+    assert!(bench.toy.finals().is_empty());
+    // What was made for reading is found by the build.
+    assert_eq!(bench.solve(&graph, &[target]).await.outcome("make target"), "CACHED");
+    assert_eq!(bench.toy.finals().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_directory_of_the_client_is_no_root() {
     let bench = Bench::new();
     let mut graph = Graph::default();

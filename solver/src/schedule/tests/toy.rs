@@ -15,7 +15,7 @@ use crate::error::OpError;
 use crate::graph::{Chain, Graph, Input, Location, ResultRef, Vertex, VertexId, VertexMeta};
 use crate::op::*;
 use crate::progress::{Event, Outcome, Progress, Step};
-use crate::schedule::{SolveContext, SolveError, solve};
+use crate::schedule::{SolveContext, SolveError, TargetUse, solve};
 use crate::traits::{Executor, Selection, Work};
 
 /// A store in a directory of its own, and an executor on it.
@@ -88,9 +88,16 @@ impl Bench {
         Self { store, toy: Arc::new(toy), _dir: dir }
     }
 
+    /// Solves for somebody who looks into the result.
+    pub(super) async fn solve_to_read(&self, graph: &Graph, targets: &[Input]) -> Vec<ResultRef> {
+        let context = self.context(Progress::silent(), &CancellationToken::new());
+        solve(graph, targets, SolveContext { targets: TargetUse::Read, ..context }).await.expect("it is solved")
+    }
+
     pub(super) fn context(&self, progress: Progress, cancel: &CancellationToken) -> SolveContext {
         let executor: Arc<dyn Executor> = self.toy.clone();
-        SolveContext { store: self.store.clone(), executor, progress, cancel: cancel.clone(), parallelism: 8 }
+        let (store, cancel) = (self.store.clone(), cancel.clone());
+        SolveContext { store, executor, progress, cancel, targets: TargetUse::Export, parallelism: 8 }
     }
 
     /// Solves and tells how every step ended: its name, and `CACHED`, `DONE`, `ERROR`, `CANCELED` or a miss's reason.

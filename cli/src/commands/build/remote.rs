@@ -1,0 +1,59 @@
+//! Contexts that lie elsewhere: fetched through the engine before there is a plan, because the Dockerfile is in them
+//! (`spec/dockerfile.md` §6).
+
+use std::path::Path;
+
+use executor::engine::Engine;
+use executor::fetched::Found;
+use executor::source::archive;
+use solver::plan::{ContextKind, RemoteFiles, URL_CONTEXT_FILE, redacted};
+use solver::{OpError, Tier};
+
+use super::context::{self, Dockerfile};
+use crate::failure::Failure;
+use crate::request::DockerfileArg;
+
+/// Fetches the context at `url` and reads the Dockerfile in it. The plan finds what was fetched in the store.
+pub(super) async fn dockerfile(
+    engine: &Engine,
+    url: &str,
+    kind: &ContextKind,
+    named: &DockerfileArg,
+) -> Result<Dockerfile, Failure> {
+    let place = redacted(url);
+    let Some(remote) = RemoteFiles::of_context(kind) else {
+        return Err(OpError::internal(format!("the context {place} is not elsewhere")).into());
+    };
+    if let ContextKind::Http(_) = kind
+        && let Some(text) = lone_dockerfile(engine, &remote).await?
+    {
+        return Ok(Dockerfile { name: URL_CONTEXT_FILE.to_owned(), text, identity: place });
+    }
+    let files = engine.fetch(&remote.graph, remote.files).await;
+    let files = files.map_err(|error| during("failed to read dockerfile", error))?;
+    context::dockerfile_in(&files, named, &place)
+}
+
+/// What is behind a URL, unless it is an archive: then it is the Dockerfile, whatever its name.
+async fn lone_dockerfile(engine: &Engine, remote: &RemoteFiles) -> Result<Option<Vec<u8>>, Failure> {
+    let fetched = engine.fetch(&remote.graph, remote.fetched).await;
+    let fetched = fetched.map_err(|error| during("failed to read downloaded context", error))?;
+    let read = |most_bytes| match fetched.read(Path::new(URL_CONTEXT_FILE), most_bytes)? {
+        Found::File(bytes) => Ok(bytes),
+        Found::NoFile | Found::Nothing => Err(OpError::internal("what was downloaded is no file")),
+    };
+    if archive::is_archive(&read(archive::HEAD_BYTES as u64)?) {
+        return Ok(None);
+    }
+    let text = read(context::MAX_REMOTE_DOCKERFILE)?;
+    context::check_size(&text, Path::new(URL_CONTEXT_FILE))?;
+    Ok(Some(text))
+}
+
+/// Says at what an operation has failed.
+fn during(what: &str, error: OpError) -> Failure {
+    match error.tier {
+        Tier::Cancelled => error.into(),
+        _ => OpError { message: format!("{what}: {}", error.message), ..error }.into(),
+    }
+}
