@@ -18,6 +18,7 @@
 //! | any | `--build-arg K`, `--secret id=…,env=K`, `rbuild run --env K` |
 
 use std::ffi::OsString;
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 /// The value of a variable; `None` when it is unset or not UTF-8.
@@ -53,9 +54,9 @@ pub(crate) fn home() -> Option<PathBuf> {
     non_empty("HOME").map(PathBuf::from)
 }
 
-/// Whether colours are wanted.
+/// Whether colours are wanted: on a terminal, unless somebody has said no.
 pub(crate) fn colours() -> bool {
-    non_empty("NO_COLOR").is_none()
+    std::io::stderr().is_terminal() && non_empty("NO_COLOR").is_none()
 }
 
 /// Directory of docker's `config.json`.
