@@ -23,7 +23,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::{self, IgnoreRules, LocalContext};
-use crate::fetched::{self, FetchedFiles};
+use crate::fetched::FetchedFiles;
 use crate::files::{self, Form, Setting, Source};
 use crate::layer::{self, LayerSink, PackOptions};
 use crate::packer::{Packer, Wanted};
@@ -123,11 +123,15 @@ impl Engine {
         self.inner.parts.images.ensure_trees(chain, step, &self.inner.parts.cancel).await
     }
 
-    /// Makes a root, so that it can be looked into: `files` of `graph`, found in the store or performed as in any build.
+    /// Makes roots, so that they can be looked into: vertices of `graph`, found in the store or performed as in any build.
     ///
     /// # Errors
     /// Those of the operations.
-    pub async fn fetch(&self, graph: &Graph, files: Input) -> Result<FetchedFiles, OpError> {
+    pub async fn fetch<const N: usize>(
+        &self,
+        graph: &Graph,
+        targets: [Input; N],
+    ) -> Result<[FetchedFiles; N], OpError> {
         let context = SolveContext {
             store: self.inner.parts.store.clone(),
             executor: Arc::new(self.clone()),
@@ -137,8 +141,12 @@ impl Engine {
             // One operation after the other is what there is.
             parallelism: 1,
         };
-        let chain = fetched::root_of(solve(graph, &[files], context).await.map_err(|error| error.error)?)?;
-        Ok(FetchedFiles::new(self.root_view(&chain, &Progress::silent().start("")).await?))
+        let mut roots = Vec::with_capacity(N);
+        for result in solve(graph, &targets, context).await.map_err(|error| error.error)? {
+            let ResultRef::Root(chain) = result else { return Err(OpError::internal("what was fetched is no root")) };
+            roots.push(FetchedFiles::new(self.root_view(&chain, &Progress::silent().start("")).await?));
+        }
+        roots.try_into().map_err(|_| OpError::internal("a solve has another number of results than targets"))
     }
 
     /// What a copy or mount reads from.
@@ -336,7 +344,8 @@ impl Resolver for Engine {
     }
 
     async fn newest_time(&self, graph: &Graph, files: Input) -> Result<Option<i64>, OpError> {
-        self.fetch(graph, files).await?.newest_time().await
+        let [files] = self.fetch(graph, [files]).await?;
+        files.newest_time().await
     }
 }
 

@@ -5,7 +5,7 @@
 use std::io::Read as _;
 use std::path::Path;
 
-use solver::{OpError, ResultRef};
+use solver::OpError;
 
 use crate::engine::blocking;
 use crate::view::{NodeKind, RootView, ViewError};
@@ -75,14 +75,6 @@ impl FetchedFiles {
             Ok(newest)
         })
         .await
-    }
-}
-
-/// The layers of a result that must be a root.
-pub(crate) fn root_of(results: Vec<ResultRef>) -> Result<solver::Chain, OpError> {
-    match results.into_iter().next() {
-        Some(ResultRef::Root(chain)) => Ok(chain),
-        _ => Err(OpError::internal("what was fetched is not a root")),
     }
 }
 

@@ -9,4 +9,5 @@ mod interrupt;
 mod pull;
 mod real;
 mod referees;
+mod remote;
 mod ssh;

@@ -8,7 +8,7 @@ use parser::instruction::AddInstruction;
 
 use super::copy::{Actions, Common, Transfer, selection};
 use super::error::PlanError;
-use super::git_url::{GitUrl, is_http, percent_decode};
+use super::git_url::{GitUrl, is_http, percent_decode, redacted};
 use super::paths;
 use super::stage::StageBuilder;
 use crate::graph::Input;
@@ -76,7 +76,7 @@ impl StageBuilder<'_> {
         let filename = file_name(url);
         let checksum = checksum.map(digest).transpose()?;
         let op = Op::Http(HttpOp { url: url.to_owned(), filename: filename.clone(), checksum });
-        let vertex = self.add_source(op, Vec::new(), url.to_owned(), "source");
+        let vertex = self.add_source(op, Vec::new(), redacted(url), "source");
         let input = actions.inputs.index_of(Some(Input::Vertex(vertex)));
         let unpack = if add.unpack == Some(true) { Unpack::IfArchive } else { Unpack::Never };
         let file = whole(&format!("/{filename}"), &[]);

@@ -49,7 +49,7 @@ impl RemoteFiles {
     pub(super) fn of_file(url: &str) -> Self {
         let mut graph = Graph::default();
         let op = Op::Http(HttpOp { url: url.to_owned(), filename: super::add::file_name(url), checksum: None });
-        let file = add(&mut graph, op, Vec::new(), url.to_owned());
+        let file = add(&mut graph, op, Vec::new(), git_url::redacted(url));
         Self { graph, fetched: file, files: file }
     }
 

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use executor::engine::Engine;
-use executor::fetched::Found;
+use executor::fetched::{FetchedFiles, Found};
 use executor::source::archive;
 use solver::plan::{ContextKind, RemoteFiles, URL_CONTEXT_FILE, redacted};
 use solver::{OpError, Tier};
@@ -24,20 +24,21 @@ pub(super) async fn dockerfile(
     let Some(remote) = RemoteFiles::of_context(kind) else {
         return Err(OpError::internal(format!("the context {place} is not elsewhere")).into());
     };
-    if let ContextKind::Http(_) = kind
-        && let Some(text) = lone_dockerfile(engine, &remote).await?
-    {
-        return Ok(Dockerfile { name: URL_CONTEXT_FILE.to_owned(), text, identity: place });
+    if let ContextKind::Git(_) = kind {
+        let files = engine.fetch(&remote.graph, [remote.files]).await;
+        let [files] = files.map_err(|error| during("failed to read dockerfile", error))?;
+        return context::dockerfile_in(&files, named, &place);
     }
-    let files = engine.fetch(&remote.graph, remote.files).await;
-    let files = files.map_err(|error| during("failed to read dockerfile", error))?;
-    context::dockerfile_in(&files, named, &place)
+    let both = engine.fetch(&remote.graph, [remote.fetched, remote.files]).await;
+    let [fetched, files] = both.map_err(|error| during("failed to read downloaded context", error))?;
+    match lone_dockerfile(&fetched)? {
+        Some(text) => Ok(Dockerfile { name: URL_CONTEXT_FILE.to_owned(), text, identity: place }),
+        None => context::dockerfile_in(&files, named, &place),
+    }
 }
 
 /// What is behind a URL, unless it is an archive: then it is the Dockerfile, whatever its name.
-async fn lone_dockerfile(engine: &Engine, remote: &RemoteFiles) -> Result<Option<Vec<u8>>, Failure> {
-    let fetched = engine.fetch(&remote.graph, remote.fetched).await;
-    let fetched = fetched.map_err(|error| during("failed to read downloaded context", error))?;
+fn lone_dockerfile(fetched: &FetchedFiles) -> Result<Option<Vec<u8>>, Failure> {
     let read = |most_bytes| match fetched.read(Path::new(URL_CONTEXT_FILE), most_bytes)? {
         Found::File(bytes) => Ok(bytes),
         Found::NoFile | Found::Nothing => Err(OpError::internal("what was downloaded is no file")),

@@ -65,6 +65,21 @@ async fn without_a_strong_etag_the_file_is_fetched_once_for_key_and_layer() {
 }
 
 #[tokio::test]
+async fn a_url_means_one_file_during_a_build() {
+    let (server, (_dir, store)) = (Server::start().await, store());
+    for tag in ["", "\"1\""] {
+        let source = source(&store, &[]);
+        let op = op(server.url("/f"));
+        server.route("/f", [Reply::ok("one").header("etag", tag)]);
+        let probe = source.probe(&op, &silent()).await.unwrap();
+        server.seen();
+        server.route("/f", [Reply::ok("two").header("etag", "\"2\"")]);
+        assert_eq!(source.probe(&op, &silent()).await.unwrap(), probe);
+        assert_eq!(server.seen(), [""; 0]);
+    }
+}
+
+#[tokio::test]
 async fn errors_have_the_words_people_know() {
     let (server, (_dir, store)) = (Server::start().await, store());
     server.route("/f", [Reply::ok("hello")]);

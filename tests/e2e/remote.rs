@@ -1,0 +1,161 @@
+//! Contexts that lie elsewhere: git repositories, archives behind URLs, and a tar on standard input.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::harness::{Need, Ran, Space, Sshd};
+use crate::need;
+
+/// Serves the files of a directory until the program ends; returns the URL.
+fn serve(root: PathBuf) -> String {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("loopback");
+    let port = listener.local_addr().expect("address").port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            drop(answer(stream, &root));
+        }
+    });
+    format!("http://127.0.0.1:{port}")
+}
+
+fn answer(mut stream: TcpStream, root: &Path) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    let request = lines.next().transpose()?.unwrap_or_default();
+    while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
+    let mut words = request.split([' ', '?']);
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let (status, body) = match std::fs::read(root.join(path.trim_start_matches('/'))) {
+        Ok(body) => ("200 OK", body),
+        Err(_) => ("404 Not Found", Vec::new()),
+    };
+    write!(stream, "HTTP/1.0 {status}\r\nContent-Length: {}\r\n\r\n", body.len())?;
+    if method == "GET" { stream.write_all(&body) } else { Ok(()) }
+}
+
+/// A repository and archives of it, served.
+fn site(space: &Space) -> String {
+    space.write("repo/Dockerfile", "FROM scratch\nCOPY . /\n");
+    space.write("repo/app/other.Dockerfile", "FROM scratch\nCOPY --from=extra /app/f /extra\nCOPY app/f /\n");
+    space.write("repo/app/f", "one\n");
+    let script = "cd repo && git init -q && git add . && git -c user.name=a -c user.email=a@example.com commit -qm one
+        git tag v1 && mkdir ../www && git clone -q --bare . ../www/r.git && git -C ../www/r.git update-server-info
+        tar -cf ../www/plain Dockerfile app && gzip -kn ../www/plain && cp Dockerfile ../www/alone.tar.gz";
+    let status = Command::new("sh").args(["-ec", script]).current_dir(space.path("")).status();
+    assert!(status.expect("sh").success());
+    serve(space.path("www"))
+}
+
+#[test]
+fn repositories_and_archives_are_contexts() {
+    need!(Need::Program("git"));
+    let space = Space::new();
+    let url = site(&space);
+    let build = |args: &[&str]| {
+        let ran = space.rbuild(["--progress=plain", "-o", "out"].iter().chain(args));
+        assert_eq!(ran.code, 0, "{args:?}\n{}", ran.stderr);
+        ran
+    };
+    for context in ["r.git", "r.git#v1", "r.git?tag=v1", "plain", "plain.gz"] {
+        drop(std::fs::remove_dir_all(space.path("out")));
+        build(&[&format!("{url}/{context}")]);
+        assert_eq!(space.read("out/app/f"), "one\n", "{context}");
+        assert!(!space.path("out/.git").exists());
+    }
+    // What was fetched for the Dockerfile is what is copied, now and later.
+    let again = build(&[&format!("{url}/r.git")]);
+    assert_eq!((again.count("MISS:"), again.count("CACHED")), (0, 3), "{}", again.stderr);
+
+    let (git, archive) = (format!("{url}/r.git#v1"), format!("extra={url}/plain.gz"));
+    build(&["-f", "app/other.Dockerfile", "--build-context", &archive, &git]);
+    assert_eq!(space.read("out/extra"), "one\n");
+    let named_git = format!("extra={git}");
+    build(&["-f", "app/other.Dockerfile", "--build-context", &named_git, &format!("{url}/plain")]);
+
+    // No archive: the Dockerfile, and the only file of its context.
+    drop(std::fs::remove_dir_all(space.path("out")));
+    build(&[&format!("{url}/alone.tar.gz")]);
+    assert_eq!(space.read("out/context"), "FROM scratch\nCOPY . /\n");
+    // A Dockerfile of this machine.
+    space.write("here", "FROM scratch\nCOPY f /here\n");
+    build(&["-f", &space.path("here").display().to_string(), &format!("{url}/r.git#:app")]);
+    assert_eq!(space.read("out/here"), "one\n");
+}
+
+#[test]
+fn what_is_wrong_with_a_context_elsewhere_is_said() {
+    need!(Need::Program("git"));
+    let space = Space::new();
+    let url = site(&space);
+    space.write("here", "FROM scratch\n");
+    for (args, message) in [
+        (vec!["/nope"], "failed to read downloaded context: failed to load cache key: invalid response status 404"),
+        (
+            vec!["/r.git#nope"],
+            "failed to read dockerfile: failed to load cache key: repository does not contain ref nope, output: \"\"",
+        ),
+        (vec!["/r.git#--upload-pack=x"], "failed to read dockerfile: invalid git ref `--upload-pack=x`"),
+        (vec!["/r.git#:../x"], "failed to read dockerfile: invalid subdir ../x"),
+        (vec!["/r.git", "-f", "here"], "failed to read dockerfile: open here: no such file or directory"),
+        (vec!["/plain", "-f", "app"], "failed to read dockerfile: open app: is not a file"),
+    ] {
+        let context = format!("{url}{}", args[0]);
+        let ran = space.rbuild(["--progress=plain", &context].iter().chain(&args[1..]));
+        assert_ne!(ran.code, 0, "{args:?}");
+        let expected = format!("ERROR: failed to build: failed to solve: {message}");
+        assert!(ran.stderr.lines().any(|line| line == expected), "{args:?}: {}", ran.stderr);
+    }
+    let ran = space.rbuild([format!("{url}/r.git?what=1")]);
+    assert!(ran.stderr.contains("r.git?what=1: unexpected query \"what\""), "{}", ran.stderr);
+}
+
+#[test]
+fn a_repository_over_ssh_brings_the_agent_with_it() {
+    need!(Need::Root, Need::Program("sshd"), Need::Program("git"), Need::Program("ssh"));
+    let space = Space::new();
+    let sshd = Sshd::start(&space);
+    space.write("Dockerfile", "FROM scratch\nCOPY README /\n");
+    let dockerfile = space.path("Dockerfile").display().to_string();
+    let (key, url) = (format!("default={}", sshd.key().display()), sshd.url());
+    let args = ["--progress=plain", "--no-cache", "-o", "out", "-f", &dockerfile, &url];
+    let mut with_agent = space.command(args);
+    let mut with_key = space.command(args.iter().chain(&["--ssh", &key]));
+    for command in [with_agent.envs(sshd.environment()), with_key.env_remove("SSH_AUTH_SOCK")] {
+        let ran = Ran::of(command.output().expect("rbuild starts"));
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        assert_eq!(space.read("out/README"), "private package\n");
+        // What has been fetched would need no key.
+        std::fs::remove_dir_all(space.store()).expect("store");
+    }
+    let ran = Ran::of(space.command(args).env_remove("SSH_AUTH_SOCK").output().expect("rbuild starts"));
+    assert!(ran.stderr.contains("Permission denied"), "{}", ran.stderr);
+}
+
+#[test]
+fn an_archive_on_standard_input_is_a_context() {
+    let space = Space::new();
+    space.write("src/Dockerfile", "FROM scratch\nCOPY . /\n");
+    space.write("src/sub/other", "FROM scratch\nCOPY sub /only\n");
+    space.write("secret", "FROM scratch\n");
+    std::os::unix::fs::symlink(space.path("secret"), space.path("src/link")).expect("link");
+    let build = |tar: &str, args: &[&str]| {
+        let script = format!("cd src && {tar}");
+        let mut packer = Command::new("sh");
+        packer.args(["-c", &script]).current_dir(space.path("")).stdout(Stdio::piped());
+        let mut packer = packer.spawn().expect("sh starts");
+        let mut command = space.command(["--progress=plain", "-o", "out", "-"].iter().chain(args));
+        let ran = Ran::of(command.stdin(packer.stdout.take().expect("piped")).output().expect("rbuild starts"));
+        drop(packer.wait());
+        ran
+    };
+    for tar in ["tar -c .", "tar -cz .", "tar -cj .", "tar -cJ ."] {
+        drop(std::fs::remove_dir_all(space.path("out")));
+        build(tar, &[]).success();
+        assert_eq!(space.read("out/sub/other"), "FROM scratch\nCOPY sub /only\n", "{tar}");
+    }
+    build("tar -c .", &["-f", "sub/other"]).success();
+    assert!(space.path("out/only/other").exists());
+    let ran = build("tar -c .", &["-f", "link"]);
+    assert!(ran.stderr.contains("open link: no such file or directory"), "no link leads out: {}", ran.stderr);
+}
