@@ -25,8 +25,15 @@ const POLL: Duration = Duration::from_millis(100);
 /// Freed when dropped, and by the kernel when the process dies.
 #[derive(Debug)]
 pub struct StoreLock {
-    /// Closing it frees the lock.
-    _file: File,
+    file: File,
+}
+
+impl Drop for StoreLock {
+    fn drop(&mut self) {
+        // Closing the file would do, were it not for a program that is just being started by another thread: until it
+        // is executed it has the file open as well.
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 impl Store {
@@ -106,7 +113,7 @@ pub(crate) fn try_lock_file(path: &Path, operation: FlockOperation) -> Result<Op
         }
         // The file may have been removed between our open and our lock: then it protects nothing.
         if is_at(&file, path) {
-            return Ok(Some(StoreLock { _file: file }));
+            return Ok(Some(StoreLock { file }));
         }
     }
 }

@@ -303,31 +303,17 @@ async fn submodules_of_the_network_are_checked_out() {
     assert_eq!(names(&kept.join("sub/inner")), [".git", "f", "link", "out", "run.sh", "sub"]);
 }
 
-/// The repository that was fetched into. A process that another test is just starting may hold its lock for a moment;
-/// then we are given a second, empty one.
-async fn filled_repository(store: &Store, remote: &Remote) -> cache::CacheMount {
-    for _ in 0..200 {
-        let mount = source(store).repository(&remote.op(None), &CancellationToken::new()).await.unwrap();
-        if mount.path.join("HEAD").exists() {
-            return mount;
-        }
-        drop(mount);
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
-    panic!("there is no repository");
-}
-
 #[tokio::test]
 async fn a_broken_repository_of_ours_is_made_anew() {
     let Some(remote) = Remote::new() else { return };
     let (_dir, store) = store();
     fetch(&store, &remote.op(Some("v1"))).await.unwrap();
-    let mount = filled_repository(&store, &remote).await;
+    let mount = source(&store).repository(&remote.op(None), &CancellationToken::new()).await.unwrap();
     std::fs::remove_file(mount.path.join("HEAD")).unwrap();
     std::fs::write(mount.path.join("shallow.lock"), "").unwrap();
     drop(mount);
     fetch(&store, &remote.op(Some("side"))).await.unwrap();
-    let mount = filled_repository(&store, &remote).await;
+    let mount = source(&store).repository(&remote.op(None), &CancellationToken::new()).await.unwrap();
     std::fs::write(mount.path.join("shallow.lock"), "").unwrap();
     drop(mount);
     fetch(&store, &remote.op(Some("v2"))).await.unwrap();
