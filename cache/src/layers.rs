@@ -237,7 +237,7 @@ fn insert(tx: &Transaction, new: &NewLayer<'_>) -> Result<i64, Fault> {
     Ok(tx.last_insert_rowid())
 }
 
-/// Notes on which layers a layer was built, nearest last.
+/// Notes which layers lie directly below a layer.
 pub(crate) fn set_parents(tx: &Transaction, n: i64, parents: &[LayerId]) -> rusqlite::Result<()> {
     let text = parents.iter().map(LayerId::as_str).collect::<Vec<_>>().join(";");
     tx.prepare_cached("UPDATE layer SET parents = ?2 WHERE n = ?1")?.execute((n, &text))?;

@@ -81,7 +81,7 @@ impl Store {
     }
 
     /// Stores records of one result, in one go; records of the same keys are replaced. `parents`, when there are any, are
-    /// the layers that the result was made on, nearest last: for `du` and for the filter `parents`.
+    /// the layers directly below the result: for `du` and for the filter `parents`.
     ///
     /// # Errors
     /// [`StoreError::UnknownLayer`].

@@ -181,10 +181,10 @@ async fn perform_locked(shared: &Shared, performance: Performance) -> Result<(La
     let record = NewRecord { key, layer: layer.id.clone(), ingredients, name, slot, cost: began.elapsed() };
     let alias = lookup.definition.map(|definition| alias_record(definition, &layer));
     let records: Vec<NewRecord> = [record].into_iter().chain(alias).collect();
-    let parents: Vec<LayerId> = lookup.facts.parents.layers().iter().map(|parent| parent.id.clone()).collect();
+    let parent: Option<LayerId> = lookup.facts.parents.layers().last().map(|parent| parent.id.clone());
     let (store, progress) = (shared.store.clone(), shared.progress.clone());
     shared.unstored.spawn(async move {
-        if let Err(error) = store.put_records(&records, &parents) {
+        if let Err(error) = store.put_records(&records, parent.as_slice()) {
             progress.warn(format!("the result of `{}` is not remembered: {error}", records[0].name));
         }
         // Who waits for the lock finds the result.
