@@ -84,10 +84,19 @@ pub(super) struct Build<'a> {
     cancel: CancellationToken,
 }
 
+/// A build that can be planned.
+pub(super) struct Prepared {
+    pub(super) plan_request: PlanRequest,
+    pub(super) engine: Engine,
+    /// Has to be kept as long as the engine reads: an archive from standard input was unpacked for it.
+    pub(super) context: LoadedContext,
+}
+
 impl Build<'_> {
     async fn run(&self, source: &mut Option<Source>) -> Result<(Finished, Vec<CheckWarning>), Failure> {
         let products = product::products(self.request);
-        let (plan_request, engine) = self.prepare(product::wanted(&products), source).await?;
+        let Prepared { plan_request, engine, context: _context } =
+            self.prepare(product::wanted(&products), source).await?;
         let plan = plan(&plan_request, &engine, &self.progress).await.map_err(plan_failure)?;
         let warnings = plan.warnings.iter().map(check_warning).collect();
         let chain = self.solve(&plan, &engine).await?;
@@ -97,11 +106,7 @@ impl Build<'_> {
 
     /// Says what is to be said before a build, loads its definition, and makes what answers and performs its plan. The
     /// Dockerfile also goes to `source`.
-    pub(super) async fn prepare(
-        &self,
-        wanted: Vec<Wanted>,
-        source: &mut Option<Source>,
-    ) -> Result<(PlanRequest, Engine), Failure> {
+    pub(super) async fn prepare(&self, wanted: Vec<Wanted>, source: &mut Option<Source>) -> Result<Prepared, Failure> {
         for warning in &self.request.warnings {
             self.progress.warn(warning);
         }
@@ -111,7 +116,8 @@ impl Build<'_> {
         let dockerfile = self.dockerfile(&context, &engine).await?;
         let text = String::from_utf8_lossy(&dockerfile.text).into_owned();
         *source = Some(Source { name: dockerfile.name.clone(), text });
-        Ok((self.plan_request(&context, dockerfile, named_contexts), engine))
+        let plan_request = self.plan_request(&context, dockerfile, named_contexts);
+        Ok(Prepared { plan_request, engine, context })
     }
 
     /// Reads Dockerfile and ignore file, as far as they are on this machine, as steps that people know from elsewhere.

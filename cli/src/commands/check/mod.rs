@@ -14,7 +14,7 @@ use solver::Tier;
 use solver::plan::{self, Outline, PlanError, Purpose, TargetInfo, Warning};
 
 use self::json::{CheckDoc, OutlineDoc, TargetsDoc};
-use super::build::{self, Build};
+use super::build::{self, Build, Prepared};
 use crate::args::Global;
 use crate::call::{Call, Format, Method};
 use crate::failure::{Failure, Report, Source};
@@ -56,7 +56,7 @@ pub(crate) fn run(request: &BuildRequest, call: Call, global: &Global) -> Result
 }
 
 async fn answer(build: &Build<'_>, method: Method, source: &mut Option<Source>) -> Result<Answer, Failure> {
-    let (mut request, engine) = build.prepare(Vec::new(), source).await?;
+    let Prepared { plan_request: mut request, engine, context: _context } = build.prepare(Vec::new(), source).await?;
     if method == Method::Targets {
         return plan::targets(&request).map(Answer::Targets).map_err(build::plan_failure);
     }

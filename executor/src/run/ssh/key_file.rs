@@ -359,7 +359,9 @@ mod tests {
         for (name, args) in [("p521", &["-t", "ecdsa", "-b521"]), ("small", &["-t", "rsa", "-b1024"])] {
             for format in ["RFC4716", "PEM"] {
                 let error = parse_new(&format!("{name}-{format}"), &[&["-N", "", "-m", format], &args[..]].concat());
-                assert!(matches!(error, Some(KeyError::Unsupported(_))), "{name} {format}: {error:?}");
+                // A number of P-521 that happens to be short is refused before its curve is.
+                let is_broken = name == "p521" && matches!(error, Some(KeyError::Broken(_)));
+                assert!(is_broken || matches!(error, Some(KeyError::Unsupported(_))), "{name} {format}: {error:?}");
             }
         }
     }

@@ -70,7 +70,7 @@ fn other_half() {
         return;
     }
     let script = "echo tty=$(tty); echo size=$(stty size); [ -c /dev/console ] && echo console; read line; \
-                  echo got=$line; trap 'echo interrupted; go=1' INT; while [ -z \"$go\" ]; do sleep 0.1; done; \
+                  trap 'echo interrupted; go=1' INT; echo got=$line; while [ -z \"$go\" ]; do sleep 0.1; done; \
                   while [ \"$(stty size)\" = '33 90' ]; do sleep 0.1; done; echo size=$(stty size); exit 7";
     let spec = SandboxSpec { stdio: Stdio::Terminal, ..fixture.shell(script) };
     let cancel = CancellationToken::new();
