@@ -4,6 +4,7 @@
 
 mod key;
 mod key_file;
+mod openssh_key;
 mod protocol;
 mod wire;
 

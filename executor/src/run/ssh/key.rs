@@ -171,6 +171,14 @@ impl Curve {
         }
     }
 
+    /// How long a private number is; a public point is twice as long, and a byte.
+    pub(super) fn scalar_bytes(self) -> usize {
+        match self {
+            Self::P256 => 32,
+            Self::P384 => 48,
+        }
+    }
+
     /// Signs with the digest that ssh gives to the curve; the two numbers come one after the other.
     pub(super) fn signing(self) -> &'static EcdsaSigningAlgorithm {
         match self {

@@ -6,12 +6,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::error::KeyRejected;
 use ring::rand::SystemRandom;
-use ring::rsa::KeyPairComponents;
+use ring::rsa::{KeyPairComponents, PublicKeyComponents};
 use ring::signature::{EcdsaKeyPair, Ed25519KeyPair, RsaKeyPair};
-use ssh_key::private::{EcdsaKeypair, KeypairData, RsaKeypair};
-use ssh_key::{Mpint, PrivateKey as OpensshKey};
 
 use super::key::{Curve, KeyError, KeyPair};
+use super::openssh_key::{self, Fields};
 
 /// Object identifiers in DER, with their tag: `id-ecPublicKey` (RFC 5480) and the two curves.
 const EC_PUBLIC_KEY: &[u8] = &[0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
@@ -23,7 +22,7 @@ pub(super) fn parse(text: &[u8]) -> Result<KeyPair, KeyError> {
     let text = std::str::from_utf8(text).map_err(|_| KeyError::NotAKey)?;
     let block = Block::find(text).ok_or(KeyError::NotAKey)?;
     match block.label {
-        "OPENSSH PRIVATE KEY" => openssh(text.trim()),
+        "OPENSSH PRIVATE KEY" => openssh(&block.decode()?),
         "ENCRYPTED PRIVATE KEY" => Err(KeyError::Encrypted),
         _ if block.is_encrypted() => Err(KeyError::Encrypted),
         "RSA PRIVATE KEY" => Ok(KeyPair::Rsa(RsaKeyPair::from_der(&block.decode()?).map_err(rsa_rejected)?)),
@@ -33,50 +32,33 @@ pub(super) fn parse(text: &[u8]) -> Result<KeyPair, KeyError> {
     }
 }
 
-fn openssh(text: &str) -> Result<KeyPair, KeyError> {
-    let key = OpensshKey::from_openssh(text).map_err(|error| KeyError::Broken(error.to_string()))?;
-    match key.key_data() {
-        KeypairData::Encrypted(_) => Err(KeyError::Encrypted),
-        KeypairData::Ed25519(pair) => {
-            let pair = Ed25519KeyPair::from_seed_and_public_key(pair.private.as_ref(), pair.public.as_ref());
+fn openssh(file: &[u8]) -> Result<KeyPair, KeyError> {
+    match openssh_key::fields(file)? {
+        Fields::Ed25519 { public, seed } => {
+            let pair = Ed25519KeyPair::from_seed_and_public_key(seed, public);
             Ok(KeyPair::Ed25519(pair.map_err(rejected)?))
         }
-        KeypairData::Ecdsa(EcdsaKeypair::NistP256 { public, private }) => {
-            ecdsa(Curve::P256, private.as_slice(), public.as_bytes())
+        Fields::Ecdsa { curve: b"nistp256", public, private } => ecdsa(Curve::P256, private, public),
+        Fields::Ecdsa { public, private, .. } => ecdsa(Curve::P384, private, public),
+        Fields::Rsa { n, e, d, iqmp, p, q } => {
+            // OpenSSH leaves out what follows from the rest: `d` modulo `p - 1` and `q - 1`.
+            let (d_p, d_q) = (exponent(d, p), exponent(d, q));
+            let public_key = PublicKeyComponents { n, e };
+            let components = KeyPairComponents { public_key, d, p, q, dP: &*d_p, dQ: &*d_q, qInv: iqmp };
+            Ok(KeyPair::Rsa(RsaKeyPair::from_components(&components).map_err(rsa_rejected)?))
         }
-        KeypairData::Ecdsa(EcdsaKeypair::NistP384 { public, private }) => {
-            ecdsa(Curve::P384, private.as_slice(), public.as_bytes())
+        Fields::Other(algorithm) => {
+            Err(KeyError::Unsupported(format!("one for {}", String::from_utf8_lossy(algorithm))))
         }
-        KeypairData::Rsa(pair) => Ok(KeyPair::Rsa(rsa(pair)?)),
-        _ => Err(KeyError::Unsupported(format!("one for {}", key.algorithm()))),
     }
 }
 
 fn ecdsa(curve: Curve, private: &[u8], public: &[u8]) -> Result<KeyPair, KeyError> {
+    let mut scalar = vec![0; curve.scalar_bytes().saturating_sub(private.len())];
+    scalar.extend_from_slice(private);
     let random = SystemRandom::new();
-    let pair = EcdsaKeyPair::from_private_key_and_public_key(curve.signing(), private, public, &random);
+    let pair = EcdsaKeyPair::from_private_key_and_public_key(curve.signing(), &scalar, public, &random);
     Ok(KeyPair::Ecdsa(curve, pair.map_err(rejected)?))
-}
-
-/// OpenSSH leaves out what follows from the rest: `d` modulo `p - 1` and `q - 1`.
-fn rsa(pair: &RsaKeypair) -> Result<RsaKeyPair, KeyError> {
-    let (p, q, d) = (number(&pair.private.p)?, number(&pair.private.q)?, number(&pair.private.d)?);
-    let components = KeyPairComponents {
-        public_key: ring::rsa::PublicKeyComponents { n: number(&pair.public.n)?, e: number(&pair.public.e)? },
-        d,
-        p,
-        q,
-        dP: &*exponent(d, p),
-        dQ: &*exponent(d, q),
-        qInv: number(&pair.private.iqmp)?,
-    };
-    RsaKeyPair::from_components(&components).map_err(rsa_rejected)
-}
-
-/// Big-endian, without zeros in front.
-fn number(mpint: &Mpint) -> Result<&[u8], KeyError> {
-    let positive = mpint.as_positive_bytes().filter(|bytes| !bytes.is_empty());
-    positive.ok_or_else(|| KeyError::Broken("a number is not positive".to_owned()))
 }
 
 /// `d` modulo `prime - 1`, as long as the prime, for an odd prime. Bit by bit, which is quick enough for once.
@@ -270,9 +252,39 @@ mod tests {
     }
 
     /// The public key beside the private one, as the protocol writes it.
-    fn public_of(path: &Path) -> ssh_key::PublicKey {
+    fn public_of(path: &Path) -> Vec<u8> {
         let text = std::fs::read_to_string(path.with_extension("pub")).unwrap();
-        ssh_key::PublicKey::from_openssh(&text).unwrap()
+        STANDARD.decode(text.split(' ').nth(1).unwrap()).unwrap()
+    }
+
+    /// One key in 256 is so; made for this test.
+    #[test]
+    fn a_private_number_may_begin_with_zeros() {
+        let text = "-----BEGIN OPENSSH PRIVATE KEY-----
+b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQAAAAAAAAABAAAAaAAAABNlY2RzYS
+1zaGEyLW5pc3RwMjU2AAAACG5pc3RwMjU2AAAAQQR40HQCHMnEi1vqlf275AV1ILDLphom
+eP1GR63JTFhj2iWF2Nxjzvdi09ulaKphvd7e8E76WX0TTlEESGyeop9rAAAAoBIt0BwSLd
+AcAAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBHjQdAIcycSLW+qV
+/bvkBXUgsMumGiZ4/UZHrclMWGPaJYXY3GPO92LT26VoqmG93t7wTvpZfRNOUQRIbJ6in2
+sAAAAfKt1MEMhUzTep0T8TpDVZV2MsB6RB6nqdcNX1C5hspAAAAAVzaG9ydAECAwQ=
+-----END OPENSSH PRIVATE KEY-----";
+        verify(&PrivateKey::parse(text.as_bytes()).unwrap());
+    }
+
+    #[test]
+    fn every_cut_of_a_file_of_openssh_is_broken() {
+        let dir = tempfile::tempdir().unwrap();
+        for (idx, kind) in ["ed25519", "ecdsa", "rsa"].into_iter().enumerate() {
+            let path = dir.path().join(idx.to_string());
+            let Some(()) = keygen(&path, &["-N", "", "-C", "", "-t", kind]) else { return };
+            let text = std::fs::read_to_string(&path).unwrap();
+            let file = Block::find(&text).unwrap().decode().unwrap();
+            assert!(openssh(&file).is_ok());
+            // The length of the private half says where the file has to end.
+            for length in 0..file.len() {
+                assert!(matches!(openssh(&file[..length]), Err(KeyError::Broken(_))), "{kind} {length}");
+            }
+        }
     }
 
     #[test]
@@ -291,7 +303,7 @@ mod tests {
                 let args = [&["-N", "", "-m", format, "-t"], kind].concat();
                 let Some(()) = keygen(&path, &args) else { return };
                 let key = PrivateKey::parse(&std::fs::read(&path).unwrap()).unwrap();
-                assert_eq!(key.public(), public_of(&path).to_bytes().unwrap(), "{args:?}");
+                assert_eq!(key.public(), public_of(&path), "{args:?}");
                 verify(&key);
             }
         }
