@@ -15,3 +15,4 @@ pub mod sandbox;
 pub mod source;
 pub mod sys;
 pub mod view;
+pub mod workers;

@@ -16,7 +16,7 @@
 //! A step that takes files from another stage has a *definition key*, in which the layers of that stage stand for the
 //! files, and a *content key*, in which a digest of the selected files does. The first needs no file to be read (nor an
 //! image to be pulled), the second survives changes of that stage which leave the selected files alone. Both lead to
-//! the same record.
+//! the same record. A third one, of the step's *family*, leads to none: it tells whether a content key was ever made.
 
 mod ingredient;
 #[cfg(test)]
@@ -69,6 +69,8 @@ pub enum Answer {
     Content(ContentDigest),
     /// In a definition key: all layers of the input; the selection then counts literally.
     Layers(Chain),
+    /// In the key of a family: nothing is known of them.
+    Unread,
 }
 
 /// The key of `op`; `None` for operations whose results are not recorded (images, local directories, merges).
@@ -76,6 +78,16 @@ pub fn key(op: &Op, facts: &Facts) -> Option<Key> {
     let mut sink = Hashing::new(DOMAIN, ordinal(op)?);
     walk(op, facts, &mut sink);
     Some(sink.finish())
+}
+
+/// What the content keys of `op` on these parents have in common, whatever files they are made from; `None` where no key
+/// depends on files.
+///
+/// No result is ever taken for it: that something is recorded under it says that a look-up of a content key may succeed.
+pub fn family(op: &Op, facts: &Facts) -> Option<Key> {
+    let n_questions = questions(op).len();
+    let answers = vec![Answer::Unread; n_questions];
+    if n_questions == 0 { None } else { key(op, &Facts { answers, ..facts.clone() }) }
 }
 
 /// The ingredients of [`key`], in the order in which they were hashed; empty where there is no key.
@@ -297,6 +309,7 @@ fn walk_source<'a>(
                 sink.add(Tag::SourceLayer, label, Value::Content(&layer.content));
             }
         }
+        Answer::Unread => sink.add(Tag::Unread, label, Value::Flag(true)),
     }
 }
 

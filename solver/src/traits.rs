@@ -92,9 +92,6 @@ pub enum Selection<'a> {
 pub struct Work {
     /// What.
     pub op: Arc<Op>,
-    /// The key under which the result will be recorded. The layer of a file operation is fully determined by it, so
-    /// that its content digest can be derived from it whatever form the layer takes.
-    pub key: cache::Key,
     /// Results of the vertex's inputs, in order; `Input::Scratch` is an empty chain.
     pub inputs: Vec<ResultRef>,
     /// Whether a later step looks into the layer (mounts it, copies from it): then it must have a tree. Otherwise a

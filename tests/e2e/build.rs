@@ -54,6 +54,18 @@ fn a_touched_file_is_cached_and_a_chmod_is_not() {
 }
 
 #[test]
+fn directories_may_be_as_deep_as_paths_are_long() {
+    need!(Need::Root);
+    let space = Space::new();
+    // 1,900 levels: what a path of 4,096 bytes has room for.
+    let script = "i=0; while [ $i -lt 1900 ]; do mkdir a; cd -P a; i=$((i + 1)); done; echo x > f";
+    let status = std::process::Command::new("sh").args(["-c", script]).current_dir(space.path(".")).status();
+    assert!(status.expect("sh starts").success());
+    let first = space.build("FROM scratch\nCOPY a /a\n", &[]);
+    assert_eq!(space.build("FROM scratch\nCOPY a /a\n", &[]), first);
+}
+
+#[test]
 fn a_step_that_gives_the_same_again_stops_the_invalidation() {
     need!(Need::Root, Need::Program("busybox"));
     let space = Space::with_busybox();

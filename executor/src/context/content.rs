@@ -6,19 +6,20 @@
 //! their bytes with the digest that went into the key.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cache::StatKey;
-use rayon::prelude::*;
 use rustix::fs::{Stat, fstat};
 
-use super::source::OpenedFile;
+use super::source::Claim;
 use super::{ContextDir, ContextError, Entry, LocalContext, Result};
-use crate::view::{NodeKind, ViewError};
+use crate::view::{Node, NodeKind, ViewError};
 
 /// A file that keeps changing is given up after so many attempts.
 const MAX_ATTEMPTS: usize = 4;
@@ -98,64 +99,91 @@ impl Stamp {
     }
 }
 
-/// Makes sure that the content of the given files is known: from the index where the stamp is the same, else by reading,
-/// on all cores.
+/// The content of a file: known by now, from the index where the stamp is the same, else by reading it.
 ///
 /// # Errors
 /// [`ContextError::Changed`] for a file that does not hold still, and I/O errors.
-pub(super) fn ensure_contents(context: &LocalContext, files: &[(&ContextDir, &OsStr)]) -> Result<()> {
-    let n_read = files
-        .par_iter()
-        .with_min_len(16)
-        .map(|(dir, name)| ensure_content(context, dir, name))
-        .try_fold(|| 0, |n_read, was_read| was_read.map(|was_read| n_read + usize::from(was_read)))
-        .try_reduce(|| 0, |a, b| Ok(a + b))?;
-    if n_read > 0 {
-        context.save_index();
+pub(super) fn of_file<'a>(context: &LocalContext, dir: &ContextDir, entry: &'a Entry) -> Result<&'a FileContent> {
+    if let Some(known) = entry.content() {
+        return Ok(known);
     }
-    Ok(())
-}
-
-/// Learns the content of one file; `true` when it had to be read.
-fn ensure_content(context: &LocalContext, dir: &ContextDir, name: &OsStr) -> Result<bool> {
-    let Some(entry) = dir.entry(name).filter(|entry| entry.kind() == NodeKind::File) else { return Ok(false) };
-    if entry.content().is_some() {
-        return Ok(false);
-    }
+    let name = dir.name_of(entry);
     let path = dir.path().join(name);
     let scanned = entry.stamp();
     if let Some(digest) = context.index().and_then(|index| index.lookup(&path, &scanned.key(entry))) {
         let read_at_ns = context.opened_at_ns();
         entry.set_content(FileContent { digest, is_racy: false, read_at_ns, newer_stamp: None });
-        return Ok(false);
+    } else if let Some(content) = context.linked().get(entry) {
+        entry.set_content(content);
+        context.note_news();
+    } else {
+        let (stamp, mut content) = read_settled(context, dir, name, &path)?;
+        content.newer_stamp = (stamp != scanned).then(|| Box::new(stamp));
+        context.linked().note(entry, &content);
+        entry.set_content(content);
+        context.note_news();
     }
-    let (stamp, mut content) = read_settled(context, dir, name, &path)?;
-    content.newer_stamp = (stamp != scanned).then(|| Box::new(stamp));
-    entry.set_content(content);
-    Ok(true)
+    entry.content().ok_or(ContextError::Changed { path })
 }
 
-/// Opens a context file for a copy and says what must come out.
+/// Keeps what a copy has learned of a file that it read before its key was made. `digest` is that of all bytes that went
+/// into the layer, which were read while the file's stamp was that of the scan.
+pub(super) fn learn(context: &LocalContext, dir: &ContextDir, name: &OsStr, digest: [u8; 32], began: SystemTime) {
+    let Some(entry) = dir.entry(name) else { return };
+    let is_racy = entry.stamp().is_racy(began);
+    let content = FileContent { digest, is_racy, read_at_ns: nanoseconds(began), newer_stamp: None };
+    context.linked().note(entry, &content);
+    entry.set_content(content);
+    context.note_news();
+}
+
+/// Contents of files that have several names, by inode: all of them have what was read of the first.
+#[derive(Debug, Default)]
+pub(super) struct Linked(Mutex<HashMap<(u64, u64), (Stamp, FileContent)>>);
+
+impl Linked {
+    /// What is known of a file by another of its names.
+    fn get(&self, entry: &Entry) -> Option<FileContent> {
+        let Node { meta, .. } = entry.node();
+        if meta.n_links < 2 {
+            return None;
+        }
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&meta.inode).filter(|(stamp, _)| *stamp == entry.stamp()).map(|(_, content)| content.clone())
+    }
+
+    /// Keeps what was read by one of its names, if the file has been as it was when its directory was read.
+    fn note(&self, entry: &Entry, content: &FileContent) {
+        let Node { meta, .. } = entry.node();
+        if meta.n_links < 2 || content.newer_stamp.is_some() {
+            return;
+        }
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.entry(meta.inode).or_insert_with(|| (entry.stamp(), content.clone()));
+    }
+}
+
+/// What a file that is open must contain, judged by its state now.
 ///
 /// When the stamp is still that of the scan (or of the reading) and was not racy, the bytes are proven; else they must be
-/// compared with the digest that went into the key, if there is one.
-pub(super) fn open_checked(context: &LocalContext, dir: &ContextDir, name: &OsStr) -> Result<OpenedFile> {
-    let path = dir.path().join(name);
-    let changed = || ContextError::Changed { path: path.clone() };
+/// compared with the digest that went into the key. Where there is none yet, the bytes that are read will make the key.
+///
+/// # Errors
+/// [`ContextError::Changed`] when it is no longer what went into the key; I/O errors.
+pub(super) fn check(context: &LocalContext, dir: &ContextDir, name: &OsStr, file: &File) -> Result<Claim> {
+    let path = || dir.path().join(name);
+    let changed = || ContextError::Changed { path: path() };
     let entry = dir.entry(name).ok_or_else(changed)?;
-    let file = context.open_file(dir, name)?;
-    let stat = fstat(&file).map_err(|e| ViewError::io("stat", context.host_path(&path), e))?;
+    let stat = fstat(file).map_err(|e| ViewError::io("stat", context.host_path(&path()), e))?;
     let stamp = Stamp::of_stat(&stat);
     let is_same = stamp == entry.stamp();
     let digest = entry.content().map(|content| content.digest);
     let is_proven = is_same && entry.content().is_none_or(|content| !content.is_racy);
-    if digest.is_none() && !is_same {
+    let is_other_size = stamp.size_bytes != entry.stamp().size_bytes;
+    if (digest.is_none() && !is_same) || is_other_size || NodeKind::of_mode(stat.st_mode) != NodeKind::File {
         return Err(changed());
     }
-    if stamp.size_bytes != entry.stamp().size_bytes || NodeKind::of_mode(stat.st_mode) != NodeKind::File {
-        return Err(changed());
-    }
-    Ok(OpenedFile { file, stamp: Some(stamp), digest, is_proven })
+    Ok(Claim { stamp: Some(stamp), digest, is_proven })
 }
 
 /// Reads a file until its stamp is the same before and after.

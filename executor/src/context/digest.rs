@@ -15,7 +15,7 @@ use solver::traits::Selection;
 use super::select::{Item, Place, Selected, literal, select};
 use super::source::{Source, SourceDir};
 use super::walk::{WalkRules, walk};
-use super::{ContextDir, ContextError, LocalContext, Result, content};
+use super::{ContextDir, ContextError, Entry, LocalContext, Result, content, scan};
 use crate::view::{Node, NodeKind};
 
 /// Domain of version 1 of the encoding.
@@ -83,6 +83,8 @@ struct PendingFile {
 
 /// Offset of the size within a record, behind kind, mode, uid and gid.
 const SIZE_OFFSET: usize = 1 + 3 * 4;
+/// Entries of a directory that one parallel task looks at in a row.
+const ENTRIES_PER_TASK: usize = 32;
 
 impl Records {
     fn mark(&mut self, mark: Mark) {
@@ -101,25 +103,32 @@ impl Records {
             }
             (Place::Dir(dir), Top::Counts) => {
                 self.mark(Mark::Root);
-                self.metadata(&item.node);
+                put_metadata(&mut self.bytes, &item.node);
                 self.contents(dir, rules)
             }
         }
     }
 
     fn contents(&mut self, dir: &SourceDir, rules: &WalkRules) -> Result<()> {
-        walk(dir, rules, &mut |entry| self.record(entry.path, entry.dir, entry.name, entry.node))
+        match dir {
+            SourceDir::Context(context, dir) if rules.want_everything() => {
+                self.bytes.extend(everything(context, dir, Path::new(""))?);
+                context.save_news();
+                Ok(())
+            }
+            _ => walk(dir, rules, &mut |entry| self.record(entry.path, entry.dir, entry.name, entry.node)),
+        }
     }
 
     /// One entry: metadata, path, then what its kind adds.
     fn record(&mut self, path: &Path, dir: &SourceDir, name: &OsStr, node: &Node) -> Result<()> {
         let record_start = self.bytes.len();
-        self.metadata(node);
-        self.field(path.as_os_str().as_bytes());
+        put_metadata(&mut self.bytes, node);
+        put_field(&mut self.bytes, path.as_os_str().as_bytes());
         match node.kind {
             NodeKind::File => {
                 let capability = dir.capability(name)?.unwrap_or_default();
-                self.field(&capability);
+                put_field(&mut self.bytes, &capability);
                 self.files.push(PendingFile {
                     record_start,
                     offset: self.bytes.len(),
@@ -128,53 +137,26 @@ impl Records {
                 });
                 self.bytes.extend_from_slice(&[0; 32]);
             }
-            NodeKind::Symlink => {
-                let target = dir.read_link(name)?;
-                self.field(target.as_bytes());
-            }
+            NodeKind::Symlink => put_field(&mut self.bytes, dir.read_link(name)?.as_bytes()),
             NodeKind::CharDevice | NodeKind::BlockDevice => {
                 self.bytes.extend_from_slice(&node.meta.rdev.to_le_bytes());
             }
             NodeKind::Dir => {
                 let capability = dir.capability(name)?.unwrap_or_default();
-                self.field(&capability);
+                put_field(&mut self.bytes, &capability);
             }
             NodeKind::Fifo | NodeKind::Socket => {}
         }
         Ok(())
     }
 
-    fn metadata(&mut self, node: &Node) {
-        // Links have no mode that could be set; what file systems report for them differs.
-        let mode = if node.kind == NodeKind::Symlink { 0o777 } else { node.meta.mode };
-        let size_bytes = if node.kind == NodeKind::File { node.meta.size_bytes } else { 0 };
-        self.bytes.push(kind_code(node.kind));
-        for number in [mode, node.meta.uid, node.meta.gid] {
-            self.bytes.extend_from_slice(&number.to_le_bytes());
-        }
-        self.bytes.extend_from_slice(&size_bytes.to_le_bytes());
-    }
-
-    fn field(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
-        self.bytes.extend_from_slice(bytes);
-    }
-
     /// Fills the gaps and hashes everything.
     fn finish(mut self) -> Result<ContentDigest> {
         let files = std::mem::take(&mut self.files);
-        let of_context: Vec<(&LocalContext, &ContextDir, &OsStr)> = files
-            .iter()
-            .filter_map(|file| match &file.dir {
-                SourceDir::Context(context, dir) => Some((context, &**dir, &*file.name)),
-                SourceDir::View(_) => None,
-            })
-            .collect();
-        if let Some((context, ..)) = of_context.first() {
-            let pairs: Vec<_> = of_context.iter().map(|(_, dir, name)| (*dir, *name)).collect();
-            content::ensure_contents(context, &pairs)?;
-        }
         let digests = files.par_iter().with_min_len(16).map(file_digest).collect::<Result<Vec<_>>>()?;
+        if let Some(SourceDir::Context(context, _)) = files.first().map(|file| &file.dir) {
+            context.save_news();
+        }
         for (file, (digest, size_bytes)) in files.iter().zip(digests) {
             self.bytes[file.offset..file.offset + 32].copy_from_slice(&digest);
             let size_at = file.record_start + SIZE_OFFSET;
@@ -186,13 +168,78 @@ impl Records {
     }
 }
 
+/// The records of everything below a directory of a context, as a walk would make them, on all cores: directories are
+/// read and files are known by the time that their records are written.
+fn everything(context: &LocalContext, dir: &ContextDir, path: &Path) -> Result<Vec<u8>> {
+    let part = |entries: &[Entry]| {
+        let mut bytes = Vec::new();
+        let mut path = path.to_owned();
+        for entry in entries {
+            let name = dir.name_of(entry);
+            path.push(name);
+            put_entry(&mut bytes, context, dir, entry, &path)?;
+            path.pop();
+        }
+        Ok(bytes)
+    };
+    match dir.entries() {
+        entries if entries.len() <= ENTRIES_PER_TASK => part(entries),
+        entries => Ok(entries.par_chunks(ENTRIES_PER_TASK).map(part).collect::<Result<Vec<_>>>()?.concat()),
+    }
+}
+
+/// As [`Records::record`], with what is below a directory.
+fn put_entry(bytes: &mut Vec<u8>, context: &LocalContext, dir: &ContextDir, entry: &Entry, path: &Path) -> Result<()> {
+    let content = match entry.kind() {
+        NodeKind::File => Some(content::of_file(context, dir, entry)?),
+        _ => None,
+    };
+    // The size may be known better now.
+    put_metadata(bytes, &entry.node());
+    put_field(bytes, path.as_os_str().as_bytes());
+    match entry.kind() {
+        // A transfer drops capabilities.
+        NodeKind::File => {
+            put_field(bytes, &[]);
+            bytes.extend_from_slice(&content.map(|content| content.digest).unwrap_or_default());
+        }
+        NodeKind::Symlink => put_field(bytes, scan::read_link(context, dir, dir.name_of(entry))?.as_bytes()),
+        NodeKind::CharDevice | NodeKind::BlockDevice => bytes.extend_from_slice(&entry.node().meta.rdev.to_le_bytes()),
+        NodeKind::Dir => {
+            put_field(bytes, &[]);
+            if let Some(below) = context.child_dir(dir, dir.name_of(entry))? {
+                bytes.extend(everything(context, &below, path)?);
+            }
+        }
+        NodeKind::Fifo | NodeKind::Socket => {}
+    }
+    Ok(())
+}
+
+fn put_metadata(bytes: &mut Vec<u8>, node: &Node) {
+    // Links have no mode that could be set; what file systems report for them differs.
+    let mode = if node.kind == NodeKind::Symlink { 0o777 } else { node.meta.mode };
+    let size_bytes = if node.kind == NodeKind::File { node.meta.size_bytes } else { 0 };
+    bytes.push(kind_code(node.kind));
+    for number in [mode, node.meta.uid, node.meta.gid] {
+        bytes.extend_from_slice(&number.to_le_bytes());
+    }
+    bytes.extend_from_slice(&size_bytes.to_le_bytes());
+}
+
+fn put_field(bytes: &mut Vec<u8>, field: &[u8]) {
+    bytes.extend_from_slice(&(field.len() as u64).to_le_bytes());
+    bytes.extend_from_slice(field);
+}
+
 /// Digest and size of a file; the size may be newer than that of the walk.
 fn file_digest(file: &PendingFile) -> Result<([u8; 32], u64)> {
     match &file.dir {
-        SourceDir::Context(_, dir) => {
-            let entry = dir.entry(&file.name);
-            let known = entry.and_then(|entry| Some((entry.content()?.digest, entry.stamp().size_bytes)));
-            known.ok_or_else(|| ContextError::Changed { path: dir.path().join(&*file.name) })
+        SourceDir::Context(context, dir) => {
+            let gone = || ContextError::Changed { path: dir.path().join(&*file.name) };
+            let entry = dir.entry(&file.name).ok_or_else(gone)?;
+            let content = content::of_file(context, dir, entry)?;
+            Ok((content.digest, entry.stamp().size_bytes))
         }
         SourceDir::View(dir) => {
             let Some(mut opened) = dir.open_file(&file.name)? else {

@@ -1,6 +1,6 @@
 //! One directory of a context in memory. Compact: a context of 100,000 files stays below 25 MiB.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -37,7 +37,14 @@ pub struct Entry {
     rdev: u64,
     n_links: u32,
     stamp: Stamp,
-    content: OnceLock<Box<FileContent>>,
+    learned: OnceLock<Box<Learned>>,
+}
+
+/// What was read of an entry; what was read first counts in the whole build.
+#[derive(Debug)]
+enum Learned {
+    Content(FileContent),
+    Target(OsString),
 }
 
 const _: () = assert!(size_of::<Entry>() <= 104, "contexts of 100,000 files must stay below 25 MiB");
@@ -69,7 +76,7 @@ impl ContextDir {
                 rdev: entry.rdev,
                 n_links: u32::try_from(entry.n_links).unwrap_or(u32::MAX),
                 stamp: entry.stamp,
-                content: OnceLock::new(),
+                learned: OnceLock::new(),
             });
             names.extend_from_slice(name);
             n_children += u32::from(entry.kind.is_dir());
@@ -148,16 +155,32 @@ impl Entry {
 
     /// What identifies the state of the file that counts.
     pub fn stamp(&self) -> Stamp {
-        self.content.get().and_then(|content| content.newer_stamp.as_deref().copied()).unwrap_or(self.stamp)
+        self.content().and_then(|content| content.newer_stamp.as_deref().copied()).unwrap_or(self.stamp)
     }
 
-    /// Its content, once it is known.
+    /// The content of a file, once it is known.
     pub fn content(&self) -> Option<&FileContent> {
-        self.content.get().map(|content| &**content)
+        match &**self.learned.get()? {
+            Learned::Content(content) => Some(content),
+            Learned::Target(_) => None,
+        }
     }
 
-    /// Keeps the content that was read first; the result is what is kept.
-    pub(super) fn set_content(&self, content: FileContent) -> &FileContent {
-        self.content.get_or_init(|| Box::new(content))
+    /// The target of a link, once it has been read.
+    pub(super) fn target(&self) -> Option<&OsStr> {
+        match &**self.learned.get()? {
+            Learned::Content(_) => None,
+            Learned::Target(target) => Some(target),
+        }
+    }
+
+    /// Keeps the content of a file, unless it is known.
+    pub(super) fn set_content(&self, content: FileContent) {
+        self.learned.get_or_init(|| Box::new(Learned::Content(content)));
+    }
+
+    /// Keeps the target of a link, unless it is known.
+    pub(super) fn set_target(&self, target: OsString) {
+        self.learned.get_or_init(|| Box::new(Learned::Target(target)));
     }
 }

@@ -23,6 +23,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
@@ -30,6 +31,7 @@ use cache::{ContextEntry, ContextIndex, StatKey};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use solver::plan::patterns::Verdict;
 
+use content::Linked;
 pub use content::{FileContent, Stamp};
 pub use dir::{ContextDir, Entry};
 pub use error::ContextError;
@@ -59,6 +61,9 @@ struct Inner {
     /// Nanoseconds since the epoch.
     opened_at_ns: i64,
     top: OnceLock<Arc<ContextDir>>,
+    /// Whether something was learned that the stored index does not have.
+    has_news: AtomicBool,
+    linked: Linked,
 }
 
 impl LocalContext {
@@ -80,6 +85,8 @@ impl LocalContext {
                 index,
                 opened_at_ns,
                 top: OnceLock::new(),
+                has_news: AtomicBool::new(false),
+                linked: Linked::default(),
             }),
         })
     }
@@ -161,11 +168,22 @@ impl LocalContext {
         self.inner.opened_at_ns
     }
 
-    /// Stores what is known of the contents of files for the next build.
+    fn linked(&self) -> &Linked {
+        &self.inner.linked
+    }
+
+    fn note_news(&self) {
+        self.inner.has_news.store(true, Ordering::Relaxed);
+    }
+
+    /// Stores what is known of the contents of files for the next build, if something was learned.
     ///
     /// A failure costs the next build time and nothing else, so that it is no error.
-    fn save_index(&self) {
+    fn save_news(&self) {
         let (Some(index), Some(top)) = (self.index(), self.inner.top.get()) else { return };
+        if !self.inner.has_news.swap(false, Ordering::Relaxed) {
+            return;
+        }
         let mut known = Vec::new();
         collect_known(top, &mut known);
         let entries = known.iter().map(|(path, stat, content)| ContextEntry {

@@ -56,15 +56,24 @@ pub(super) fn read_below(context: &LocalContext, dir: &Arc<ContextDir>) -> Resul
     }
 }
 
-/// The stored target of the link `name` in `dir`.
+/// The stored target of the link `name` in `dir`, as it was when it was first read.
 pub(super) fn read_link(context: &LocalContext, dir: &ContextDir, name: &OsStr) -> Result<OsString> {
+    let known = || dir.entry(name).and_then(super::Entry::target);
+    if let Some(target) = known() {
+        return Ok(target.to_owned());
+    }
     let path = dir.path().join(name);
     let target = context
         .open_beneath(&path, OFlags::PATH)
         // An empty path means the link that the handle itself stands for.
         .and_then(|link| readlinkat(&link, "", Vec::new()))
         .map_err(|e| ViewError::io("read the link", context.host_path(&path), e))?;
-    Ok(OsString::from_vec(target.into_bytes()))
+    let target = OsString::from_vec(target.into_bytes());
+    if let Some(entry) = dir.entry(name) {
+        entry.set_target(target.clone());
+    }
+    // Another thread may have read it earlier.
+    Ok(known().map_or(target, OsStr::to_owned))
 }
 
 fn read_names(fd: &OwnedFd) -> Result<Vec<(Box<OsStr>, FileType)>, Errno> {

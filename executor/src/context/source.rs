@@ -4,6 +4,9 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustix::fs::fstat;
 
 use super::{ContextDir, LocalContext, Result, Stamp, content};
 use crate::view::resolve::{Last, Resolved};
@@ -38,11 +41,9 @@ pub struct SourceEntry {
     pub node: Node,
 }
 
-/// A file of a source, opened for reading, and what is known about what must come out.
-#[derive(Debug)]
-pub struct OpenedFile {
-    /// At offset 0.
-    pub file: File,
+/// What is known about the bytes of a file.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim {
     /// The state of the file that counts; `None` for root views, whose files nobody changes.
     pub stamp: Option<Stamp>,
     /// BLAKE3 that the bytes must have, when they went into a key.
@@ -51,10 +52,34 @@ pub struct OpenedFile {
     pub is_proven: bool,
 }
 
-impl OpenedFile {
+impl Claim {
     /// The digest of the bytes, if they need not be hashed again.
     pub fn proven_digest(&self) -> Option<[u8; 32]> {
         self.digest.filter(|_| self.is_proven)
+    }
+}
+
+/// A file of a source, opened for reading, and what is known about what must come out.
+#[derive(Debug)]
+pub struct OpenedFile {
+    /// At offset 0.
+    pub file: File,
+    /// What was known when it was opened.
+    pub claim: Claim,
+    /// Taken before it was opened.
+    pub opened_at: SystemTime,
+}
+
+impl OpenedFile {
+    /// Whether somebody else might have changed the file since it was opened.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub fn has_changed(&self) -> std::io::Result<bool> {
+        match self.claim.stamp {
+            None => Ok(false),
+            Some(before) => Ok(Stamp::of_stat(&fstat(&self.file)?) != before),
+        }
     }
 }
 
@@ -208,17 +233,43 @@ impl SourceDir {
     /// # Errors
     /// [`super::ContextError::Changed`] when it is no longer what it was; I/O errors.
     pub fn open_file(&self, name: &OsStr) -> Result<OpenedFile> {
-        match self {
+        let opened_at = SystemTime::now();
+        let file = self.open_unchecked(name)?;
+        let claim = self.check(name, &file)?;
+        Ok(OpenedFile { file, claim, opened_at })
+    }
+
+    /// Opens the file `name`, for reading first and [checking](Self::check) then.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub fn open_unchecked(&self, name: &OsStr) -> Result<File> {
+        Ok(match self {
             Self::View(dir) => {
                 let missing = || ViewError::io("open", dir.path().join(name), std::io::ErrorKind::NotFound);
-                Ok(OpenedFile {
-                    file: dir.open_file(name)?.ok_or_else(missing)?,
-                    stamp: None,
-                    digest: None,
-                    is_proven: true,
-                })
+                dir.open_file(name)?.ok_or_else(missing)?
             }
-            Self::Context(context, dir) => content::open_checked(context, dir, name),
+            Self::Context(context, dir) => context.open_file(dir, name)?,
+        })
+    }
+
+    /// What is known about the bytes of `file`, which was opened as `name`: about those that were read until now as well.
+    ///
+    /// # Errors
+    /// [`super::ContextError::Changed`] when it is no longer what it was; I/O errors.
+    pub fn check(&self, name: &OsStr, file: &File) -> Result<Claim> {
+        match self {
+            Self::View(_) => Ok(Claim { stamp: None, digest: None, is_proven: true }),
+            Self::Context(context, dir) => content::check(context, dir, name, file),
+        }
+    }
+
+    /// Tells the digest of a file that was read before a key was made of it: all of its bytes, as they went into a layer,
+    /// while its stamp did not change. `opened_at` is that of the first opening.
+    pub fn learn(&self, name: &OsStr, digest: [u8; 32], opened_at: SystemTime) {
+        match self {
+            Self::View(_) => {}
+            Self::Context(context, dir) => content::learn(context, dir, name, digest, opened_at),
         }
     }
 

@@ -18,6 +18,13 @@ pub struct WalkRules {
     pub exclude: Patterns,
 }
 
+impl WalkRules {
+    /// Whether there is nothing that they leave out.
+    pub fn want_everything(&self) -> bool {
+        self.include.is_none() && self.exclude.is_empty()
+    }
+}
+
 /// The pattern of `COPY --parents`.
 pub struct Include {
     /// Decides: it "excludes" what is wanted.

@@ -34,11 +34,11 @@ pub(super) fn unpack(
     name: &OsStr,
     dest: &str,
 ) -> Result<bool, OpError> {
-    let OpenedFile { mut file, digest, is_proven, .. } = dir.open_file(name)?;
-    if sniff_archive(&file).is_none() {
+    let opened = dir.open_file(name)?;
+    if sniff_archive(&opened.file).is_none() {
         return Ok(false);
     }
-    let rewound = file.rewind();
+    let rewound = (&opened.file).rewind();
     rewound.map_err(|e| OpError::environment(format!("cannot rewind `{}`: {e}", dir.display_path(name).display())))?;
 
     let dest = draft.resolve(Path::new(dest), Last::Followed)?.path;
@@ -51,18 +51,10 @@ pub(super) fn unpack(
     let scratch = Arc::new(scratch);
     draft.keep(scratch.clone());
     let mut unpacker = Unpacker { draft, setting, style, scratch, top };
-    match digest.filter(|_| !is_proven) {
-        None => unpacker.read(file)?,
-        Some(digest) => {
-            // The file's stamp proves nothing, so the bytes that are unpacked are compared with those of the key.
-            let mut hashed = Hashed { inner: file, hasher: blake3::Hasher::new() };
-            unpacker.read(&mut hashed)?;
-            let rest = io::copy(&mut hashed, &mut io::sink());
-            rest.map_err(|e| OpError::environment(format!("cannot read `{}`: {e}", dir.display_path(name).display())))?;
-            if *hashed.hasher.finalize().as_bytes() != digest {
-                return Err(ContextError::Changed { path: dir.display_path(name) }.into());
-            }
-        }
+    match &opened.claim.stamp {
+        // Nobody changes the files of a root.
+        None => unpacker.read(&opened.file)?,
+        Some(_) => unpacker.read_proven(&opened, dir, name)?,
     }
     Ok(true)
 }
@@ -78,6 +70,30 @@ struct Unpacker<'a, 'b> {
 }
 
 impl Unpacker<'_, '_> {
+    /// Reads an archive of the client's: what is unpacked has to be what is in the key, or will be.
+    fn read_proven(&mut self, opened: &OpenedFile, dir: &SourceDir, name: &OsStr) -> Result<(), OpError> {
+        let path = || dir.display_path(name);
+        let cannot_read = |e| OpError::environment(format!("cannot read `{}`: {e}", path().display()));
+        let mut hashed = None;
+        if opened.claim.proven_digest().is_some() {
+            self.read(&opened.file)?;
+        } else {
+            let mut reader = Hashed { inner: &opened.file, hasher: blake3::Hasher::new() };
+            self.read(&mut reader)?;
+            // What follows the archive counts for the key as well.
+            io::copy(&mut reader, &mut io::sink()).map_err(cannot_read)?;
+            hashed = Some(*reader.hasher.finalize().as_bytes());
+        }
+        let is_other = opened.claim.digest.zip(hashed).is_some_and(|(expected, got)| expected != got);
+        if is_other || opened.has_changed().map_err(cannot_read)? {
+            return Err(ContextError::Changed { path: path() }.into());
+        }
+        if let (None, Some(got)) = (opened.claim.digest, hashed) {
+            dir.learn(name, got, opened.opened_at);
+        }
+        Ok(())
+    }
+
     fn read(&mut self, archive: impl Read + Send) -> Result<(), OpError> {
         let (_, raw) = decompress(archive).map_err(|e| OpError::input(format!("cannot read the archive: {e}")))?;
         let mut reader = LayerReader::new(raw, ReadLimits::default());
@@ -231,12 +247,12 @@ fn content_error(error: &io::Error) -> OpError {
 }
 
 /// Hashes what is read.
-struct Hashed {
-    inner: File,
+struct Hashed<'a> {
+    inner: &'a File,
     hasher: blake3::Hasher,
 }
 
-impl Read for Hashed {
+impl Read for Hashed<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buffer)?;
         self.hasher.update(&buffer[..n]);

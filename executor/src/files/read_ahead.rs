@@ -1,7 +1,7 @@
 //! Reads the files of a layer ahead of the writer: in parallel, in order, in bounded memory.
 //!
 //! Files are read in batches of about one MiB; a large file is several batches. Each piece is proven to be what went into
-//! the key: by the file's stamp before and after the reading, or, where that proves nothing, by hashing the whole file.
+//! the key: by the file's stamp when it has been read, or, where that proves nothing, by hashing the whole file.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -9,13 +9,14 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use oci::layer::Ordered;
 use solver::OpError;
 
 use super::draft::Body;
-use crate::context::source::{OpenedFile, SourceDir};
-use crate::context::{ContextError, Stamp};
+use crate::context::ContextError;
+use crate::context::source::{Claim, SourceDir};
 use crate::view::ViewError;
 
 /// Content of one batch.
@@ -37,10 +38,11 @@ struct Want {
 struct Piece {
     /// Where its bytes are in the buffer of the batch.
     range: Range<usize>,
-    /// Digest that the whole file must have.
-    digest: Option<[u8; 32]>,
-    /// Whether the file's stamp proves that it has.
-    is_proven: bool,
+    /// What is known about the whole file.
+    claim: Claim,
+    /// The digest of the bytes, when they had to be hashed and are the whole file.
+    hashed: Option<[u8; 32]>,
+    opened_at: SystemTime,
     capability: Option<Vec<u8>>,
     is_last: bool,
     /// For messages.
@@ -79,8 +81,10 @@ impl<I: Iterator<Item = Body>> ReadAhead<I> {
     /// What reading its beginning yielded.
     pub(super) fn next_file(&mut self) -> Result<FileReader<'_, I>, OpError> {
         let piece = self.next_piece()?;
-        let hasher = (!(piece.is_proven && piece.digest.is_some())).then(blake3::Hasher::new);
-        let mut reader = FileReader { ahead: self, position: piece.range.start, piece, hasher, error: None };
+        let is_known = piece.hashed.or(piece.claim.proven_digest()).is_some();
+        let hasher = (!is_known).then(blake3::Hasher::new);
+        let (position, opened_at) = (piece.range.start, piece.opened_at);
+        let mut reader = FileReader { ahead: self, position, piece, opened_at, hasher, error: None };
         reader.hash_piece();
         Ok(reader)
     }
@@ -167,23 +171,23 @@ fn read_batch(wants: Vec<Want>, pool: &Pool) -> Result<Batch, ContextError> {
     Ok(Batch { buffer, pieces })
 }
 
+/// Reads first and asks then: one question about the file's state covers all that was read.
 fn read_piece(want: Want, buffer: &mut [u8], range: Range<usize>) -> Result<Piece, ContextError> {
-    let OpenedFile { file, stamp, digest, is_proven } = want.dir.open_file(&want.name)?;
-    let path = || want.dir.display_path(&want.name);
-    file.read_exact_at(&mut buffer[range.clone()], want.range.start).map_err(|e| match e.kind() {
+    let Want { dir, name, range: wanted, size_bytes } = want;
+    let path = || dir.display_path(&name);
+    let opened_at = SystemTime::now();
+    let file = dir.open_unchecked(&name)?;
+    file.read_exact_at(&mut buffer[range.clone()], wanted.start).map_err(|e| match e.kind() {
         io::ErrorKind::UnexpectedEof => ContextError::Changed { path: path() },
         _ => ViewError::io("read", path(), e).into(),
     })?;
-    if let Some(before) = stamp {
-        let after = rustix::fs::fstat(&file).map_err(|e| ViewError::io("stat", path(), e))?;
-        if Stamp::of_stat(&after) != before {
-            return Err(ContextError::Changed { path: path() });
-        }
-    }
-    let is_first = want.range.start == 0;
-    let capability = if is_first { want.dir.capability(&want.name)? } else { None };
-    let is_last = want.range.end == want.size_bytes;
-    Ok(Piece { range, digest, is_proven, capability, is_last, dir: want.dir, name: want.name })
+    let claim = dir.check(&name, &file)?;
+    let is_first = wanted.start == 0;
+    let is_last = wanted.end == size_bytes;
+    let capability = if is_first { dir.capability(&name)? } else { None };
+    let must_hash = is_first && is_last && claim.proven_digest().is_none();
+    let hashed = must_hash.then(|| *blake3::hash(&buffer[range.clone()]).as_bytes());
+    Ok(Piece { range, claim, hashed, opened_at, capability, is_last, dir, name })
 }
 
 /// The bytes of one file.
@@ -192,6 +196,8 @@ pub(super) struct FileReader<'a, I> {
     piece: Piece,
     /// Next byte of the batch's buffer.
     position: usize,
+    /// When the first piece was opened.
+    opened_at: SystemTime,
     hasher: Option<blake3::Hasher>,
     error: Option<OpError>,
 }
@@ -218,15 +224,20 @@ impl<I: Iterator<Item = Body>> FileReader<'_, I> {
         if let Some(error) = self.error {
             return Err(error);
         }
-        let Piece { digest: expected, is_proven, dir, name, .. } = &self.piece;
-        let got = match (self.hasher, expected) {
+        let Piece { claim: Claim { digest: expected, is_proven, .. }, hashed, dir, name, .. } = &self.piece;
+        let got = match (self.hasher, hashed) {
             (Some(hasher), _) => Some(*hasher.finalize().as_bytes()),
+            (None, Some(hashed)) => Some(*hashed),
             // Proven at the beginning, but not any more.
-            (None, _) if !is_proven => None,
-            (None, expected) => *expected,
+            (None, None) if !is_proven => None,
+            (None, None) => *expected,
         };
         match got {
-            Some(got) if expected.is_none_or(|expected| expected == got) => Ok(got),
+            Some(got) if expected.is_none() => {
+                dir.learn(name, got, self.opened_at);
+                Ok(got)
+            }
+            Some(got) if *expected == Some(got) => Ok(got),
             _ => Err(ContextError::Changed { path: dir.display_path(name) }.into()),
         }
     }

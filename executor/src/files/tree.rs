@@ -13,8 +13,8 @@ use std::path::Path;
 use rayon::prelude::*;
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chownat, copy_file_range, fchmod,
-    fchown, fsetxattr, fstat, futimens, ioctl_ficlone, linkat, lsetxattr, mkdirat, mknodat, openat, renameat,
-    symlinkat, utimensat,
+    fchown, fsetxattr, futimens, ioctl_ficlone, linkat, lsetxattr, mkdirat, mknodat, openat, renameat, symlinkat,
+    utimensat,
 };
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
@@ -24,8 +24,8 @@ use super::Setting;
 use super::content::{FileFacts, Written};
 use super::draft::{Attributes, Body, DirId, Draft, Inode, InodeId, InodeKind, InodeXattrs};
 use super::order::{Listed, Listing};
+use crate::context::ContextError;
 use crate::context::source::{CAPABILITY_XATTR, SourceDir};
-use crate::context::{ContextError, Stamp};
 use crate::view::{ViewError, Xattrs, handle_path};
 
 /// Larger files are cloned or copied inside the kernel; smaller ones are cheaper to read and write.
@@ -226,7 +226,7 @@ impl Leaf<'_> {
 fn copy_source(dir: &SourceDir, name: &OsStr, size_bytes: u64, to: &File, path: &Path) -> Result<[u8; 32], OpError> {
     let opened = dir.open_file(name)?;
     let changed = || OpError::from(ContextError::Changed { path: dir.display_path(name) });
-    let proven = opened.proven_digest();
+    let proven = opened.claim.proven_digest();
     let (copied_bytes, digest) = match proven {
         Some(digest) if size_bytes >= KERNEL_COPY_BYTES => (copy_in_kernel(&opened.file, to, size_bytes), digest),
         _ => {
@@ -236,9 +236,8 @@ fn copy_source(dir: &SourceDir, name: &OsStr, size_bytes: u64, to: &File, path: 
         }
     };
     let copied_bytes = copied_bytes.map_err(|e| failed("write", path, e))?;
-    let after = fstat(&opened.file).map_err(|e| ViewError::io("stat", dir.display_path(name), e))?;
-    let is_same = opened.stamp.is_none_or(|before| Stamp::of_stat(&after) == before);
-    if !is_same || copied_bytes != size_bytes || opened.digest.is_some_and(|expected| expected != digest) {
+    let has_changed = opened.has_changed().map_err(|e| ViewError::io("stat", dir.display_path(name), e))?;
+    if has_changed || copied_bytes != size_bytes || opened.claim.digest.is_some_and(|expected| expected != digest) {
         return Err(changed());
     }
     Ok(digest)

@@ -501,6 +501,28 @@ fn a_definition_key_counts_the_selection_and_the_layers_behind_it() {
 }
 
 #[test]
+fn a_family_has_all_files_and_nothing_else_in_common() {
+    let facts = |parents: &[u8]| Facts { parents: chain(parents), ..Facts::default() };
+    let of = |copy: CopyAction, parents| family(&with_action(FileAction::Copy(copy)), &facts(parents));
+    let before = of(copy(), &[1]);
+    assert!(before.is_some());
+    let mut elsewhere = copy();
+    elsewhere.selection.source = text("/lib/main.c");
+    assert_eq!(of(elsewhere, &[1]), before, "other files of that name may be the same files");
+    let mut renamed = copy();
+    renamed.selection.source = text("/src/other.c");
+    assert_ne!(of(renamed, &[1]), before);
+    let mut placed = copy();
+    placed.dest = text("/lib/");
+    assert_ne!(of(placed, &[1]), before);
+    assert_ne!(of(copy(), &[2]), before);
+    assert_ne!(before, Some(key_of(&with_action(FileAction::Copy(copy())))));
+    let nothing =
+        with_action(FileAction::MakeDir(MakeDirAction { path: text("/d"), mode: 0o755, owner: None, mtime: None }));
+    assert_eq!(family(&nothing, &facts(&[1])), None, "no files, no family");
+}
+
+#[test]
 fn identity_of_layers_never_counts() {
     let op = Op::Run(Box::new(run()));
     let start = facts(&op);

@@ -11,6 +11,7 @@
 //!
 //! Spec: `spec/engine.md` §3.1, §3.3, §3.7.
 
+mod ahead;
 mod demand;
 mod state;
 mod step;
@@ -36,7 +37,7 @@ use crate::traits::Executor;
 
 use demand::{Demand, demands, inputs};
 use state::{State, States};
-use step::{Lookup, Performance, Shared, Subject};
+use step::{Destiny, Lookup, Performance, Shared, Subject};
 
 /// What a solve works with.
 #[derive(Clone)]
@@ -328,7 +329,7 @@ impl<'a> Schedule<'a> {
             self.tasks.spawn(async move { (id, work.await) });
         } else {
             self.states.advance(id, State::CacheSlow);
-            let work = step::look_slow(shared, subject, None, step);
+            let work = step::look_slow(shared, subject, None, self.destiny(id), step);
             self.tasks.spawn(async move { (id, work.await) });
         }
     }
@@ -342,7 +343,7 @@ impl<'a> Schedule<'a> {
         let step = self.nodes[id.index()].step.clone().expect("a vertex that is being looked at has its step");
         if self.states.of(id) == State::CacheFast && !key::questions(&subject.op).is_empty() {
             self.states.advance(id, State::CacheSlow);
-            let work = step::look_slow(self.shared.clone(), subject, Some(lookup.key), step);
+            let work = step::look_slow(self.shared.clone(), subject, Some(lookup.key), self.destiny(id), step);
             self.tasks.spawn(async move { (id, work.await) });
             return;
         }
@@ -353,17 +354,14 @@ impl<'a> Schedule<'a> {
         let flight_id = (lookup.key, subject.ignore_cache);
         self.flights.insert(flight_id, Flight::Under(Vec::new()));
         self.nodes[id.index()].flight = Some(flight_id);
-        let vertex = self.graph.vertex(id);
-        let performance = Performance {
-            subject,
-            lookup,
-            needs_tree: self.demands[id.index()].tree,
-            name: vertex.meta.name.clone(),
-            slot: vertex.meta.slot.clone(),
-            step,
-        };
+        let performance = Performance { subject, lookup, destiny: self.destiny(id), step };
         let work = step::perform(self.shared.clone(), performance);
         self.tasks.spawn(async move { (id, work.await) });
+    }
+
+    fn destiny(&self, id: VertexId) -> Destiny {
+        let meta = &self.graph.vertex(id).meta;
+        Destiny { needs_tree: self.demands[id.index()].tree, name: meta.name.clone(), slot: meta.slot.clone() }
     }
 
     /// Takes or awaits the result of equal work in this solve. `false` when there is none.

@@ -22,7 +22,7 @@ use crate::op::Op;
 use crate::progress::{Outcome, Progress, Step};
 use crate::traits::{Executor, Work};
 
-use super::Event;
+use super::{Event, ahead};
 
 /// First and longest pause between two attempts to take the lock of a key that another process works on.
 const LOCK_PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
@@ -53,7 +53,7 @@ pub(super) struct Subject {
 /// A key that was looked up.
 pub(super) struct Lookup {
     /// What it was made from.
-    facts: Facts,
+    pub(super) facts: Facts,
     /// The key itself.
     pub(super) key: Key,
     /// The definition key that was looked up before this one, in vain.
@@ -78,13 +78,22 @@ impl Lookup {
     }
 }
 
+/// What becomes of the result of a step.
+#[derive(Clone)]
+pub(super) struct Destiny {
+    /// Whether a later step looks into it.
+    pub(super) needs_tree: bool,
+    /// Under which name it is remembered.
+    pub(super) name: String,
+    /// See [`VertexMeta::slot`](crate::VertexMeta::slot).
+    pub(super) slot: String,
+}
+
 /// All that is needed to perform an operation and to remember the result.
 pub(super) struct Performance {
     pub(super) subject: Subject,
     pub(super) lookup: Lookup,
-    pub(super) needs_tree: bool,
-    pub(super) name: String,
-    pub(super) slot: String,
+    pub(super) destiny: Destiny,
     pub(super) step: Step,
 }
 
@@ -104,7 +113,20 @@ pub(super) async fn look_fast(shared: Arc<Shared>, subject: Subject, lookup: Loo
 }
 
 /// Makes the content key and looks it up. `definition` is the definition key that led nowhere.
-pub(super) async fn look_slow(shared: Arc<Shared>, subject: Subject, definition: Option<Key>, step: Step) -> Event {
+///
+/// Where that look-up cannot succeed, the operation is performed at once: see [`ahead`].
+pub(super) async fn look_slow(
+    shared: Arc<Shared>,
+    subject: Subject,
+    definition: Option<Key>,
+    destiny: Destiny,
+    step: Step,
+) -> Event {
+    match ahead::perform(&shared, &subject, &destiny, &step).await {
+        Ok(Some(layer)) => return Event::Performed(layer, Outcome::Done),
+        Ok(None) => {}
+        Err(error) => return Event::Failed(error),
+    }
     let lookup = match shared.unless_cancelled(by_content(&shared, &subject, definition, &step)).await {
         Ok(lookup) => lookup,
         Err(error) => return Event::Failed(error),
@@ -121,7 +143,7 @@ pub(super) async fn look_slow(shared: Arc<Shared>, subject: Subject, definition:
     Event::Looked(lookup, found)
 }
 
-async fn by_content(
+pub(super) async fn by_content(
     shared: &Shared,
     subject: &Subject,
     definition: Option<Key>,
@@ -151,15 +173,14 @@ pub(super) async fn perform(shared: Arc<Shared>, performance: Performance) -> Ev
 }
 
 async fn perform_locked(shared: &Shared, performance: Performance) -> Result<(Layer, Outcome), OpError> {
-    let Performance { subject, lookup, needs_tree, name, slot, step } = performance;
-    let Subject { op, inputs, ignore_cache, .. } = subject;
-    let ingredients = key::ingredients(&op, &lookup.facts);
-    let lock = if ignore_cache {
+    let Performance { subject, lookup, destiny, step } = performance;
+    let ingredients = key::ingredients(&subject.op, &lookup.facts);
+    let lock = if subject.ignore_cache {
         // Builds that ignore the cache all do their own work, so there is nothing to wait for.
         step.miss("the cache is ignored");
         None
     } else {
-        let claim = Claim { key: lookup.key, slot: &slot, ingredients: &ingredients };
+        let claim = Claim { key: lookup.key, slot: &destiny.slot, ingredients: &ingredients };
         match claim_key(shared, claim, &step).await? {
             Claimed::Found(layer) => return Ok((layer, Outcome::Cached)),
             Claimed::Ours(lock, reason) => {
@@ -168,19 +189,59 @@ async fn perform_locked(shared: &Shared, performance: Performance) -> Result<(La
             }
         }
     };
+    let (layer, cost) = execute(shared, &subject, destiny.needs_tree, &step).await?;
+    let made = MadeLayer { layer: &layer, cost, ingredients: &ingredients };
+    remember(shared, &subject, lookup, made, destiny, lock);
+    Ok((layer, Outcome::Done))
+}
 
+/// Performs an operation as soon as there is room for one more; tells how long it took.
+pub(super) async fn execute(
+    shared: &Shared,
+    subject: &Subject,
+    needs_tree: bool,
+    step: &Step,
+) -> Result<(Layer, Duration), OpError> {
     let permit = shared.cancel.run_until_cancelled(shared.permits.clone().acquire_owned()).await;
-    let permit = permit.ok_or_else(OpError::cancelled)?;
+    let _permit = permit.ok_or_else(OpError::cancelled)?;
     let began = Instant::now();
-    let (key, cancel) = (lookup.key, shared.cancel.clone());
-    let work = Work { op, key, inputs, needs_tree, ignore_cache, step: step.clone(), cancel };
+    let work = Work {
+        op: subject.op.clone(),
+        inputs: subject.inputs.clone(),
+        needs_tree,
+        ignore_cache: subject.ignore_cache,
+        step: step.clone(),
+        cancel: shared.cancel.clone(),
+    };
     let layer = shared.executor.perform(work).await?.layer;
-    drop(permit);
+    Ok((layer, began.elapsed()))
+}
 
-    let ingredients = serde_json::to_string(&ingredients).expect("ingredients are pairs of strings");
-    let record = NewRecord { key, layer: layer.id.clone(), ingredients, name, slot, cost: began.elapsed() };
-    let alias = lookup.definition.map(|definition| alias_record(definition, &layer));
-    let records: Vec<NewRecord> = [record].into_iter().chain(alias).collect();
+/// A layer that was just made.
+pub(super) struct MadeLayer<'a> {
+    pub(super) layer: &'a Layer,
+    /// How long that took.
+    pub(super) cost: Duration,
+    /// Those of its content key.
+    pub(super) ingredients: &'a [Ingredient],
+}
+
+/// Records a result under all its keys, behind the backs of its successors, and then lets go of its lock.
+pub(super) fn remember(
+    shared: &Shared,
+    subject: &Subject,
+    lookup: Lookup,
+    made: MadeLayer<'_>,
+    destiny: Destiny,
+    lock: Option<StoreLock>,
+) {
+    let MadeLayer { layer, cost, ingredients } = made;
+    let ingredients = serde_json::to_string(ingredients).expect("ingredients are pairs of strings");
+    let Destiny { name, slot, .. } = destiny;
+    let record = NewRecord { key: lookup.key, layer: layer.id.clone(), ingredients, name, slot, cost };
+    let others = lookup.definition.into_iter().chain(ahead::family(subject));
+    let others = others.map(|key| alias_record(key, layer));
+    let records: Vec<NewRecord> = [record].into_iter().chain(others).collect();
     let parent: Option<LayerId> = lookup.facts.parents.layers().last().map(|parent| parent.id.clone());
     let (store, progress) = (shared.store.clone(), shared.progress.clone());
     shared.unstored.spawn(async move {
@@ -190,17 +251,16 @@ async fn perform_locked(shared: &Shared, performance: Performance) -> Result<(La
         // Who waits for the lock finds the result.
         drop(lock);
     });
-    Ok((layer, Outcome::Done))
 }
 
 /// A key that a step wants to work on.
-struct Claim<'a> {
-    key: Key,
-    slot: &'a str,
-    ingredients: &'a [Ingredient],
+pub(super) struct Claim<'a> {
+    pub(super) key: Key,
+    pub(super) slot: &'a str,
+    pub(super) ingredients: &'a [Ingredient],
 }
 
-enum Claimed {
+pub(super) enum Claimed {
     /// Somebody else has made the result meanwhile.
     Found(Layer),
     /// The step is ours to perform: the lock, and why there is no record, in half a line.
@@ -208,7 +268,7 @@ enum Claimed {
 }
 
 /// Takes the lock of a key, waiting for whoever works on it, and looks whether they have left a result.
-async fn claim_key(shared: &Shared, claim: Claim<'_>, step: &Step) -> Result<Claimed, OpError> {
+pub(super) async fn claim_key(shared: &Shared, claim: Claim<'_>, step: &Step) -> Result<Claimed, OpError> {
     const WAITING: &str = "waiting for another build of this step";
     let mut pause = LOCK_PAUSE.0;
     let mut has_waited = false;
@@ -240,7 +300,7 @@ fn try_claim(store: &Store, claim: &Claim<'_>) -> cache::Result<Option<Claimed>>
 }
 
 /// The recorded layer. A store that cannot answer makes a build slow, not impossible.
-fn find(store: &Store, key: Key, step: &Step) -> Option<Layer> {
+pub(super) fn find(store: &Store, key: Key, step: &Step) -> Option<Layer> {
     match store.find_record(&key) {
         Ok(record) => record.map(|record| record.layer.layer),
         Err(error) => {
@@ -284,7 +344,10 @@ fn compare(earlier: &Record, key: Key, ingredients: &[Ingredient]) -> String {
 
 impl Shared {
     /// Waits for `future`, but no longer than until the solve is cancelled.
-    async fn unless_cancelled<T>(&self, future: impl Future<Output = Result<T, OpError>>) -> Result<T, OpError> {
+    pub(super) async fn unless_cancelled<T>(
+        &self,
+        future: impl Future<Output = Result<T, OpError>>,
+    ) -> Result<T, OpError> {
         self.cancel.run_until_cancelled(future).await.unwrap_or_else(|| Err(OpError::cancelled()))
     }
 }

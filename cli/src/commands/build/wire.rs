@@ -25,8 +25,10 @@ const CERTS_DIRS: [&str; 2] = ["/etc/docker/certs.d", "/etc/containers/certs.d"]
 
 /// The runtime that waits; CPU work is rayon's.
 pub(crate) fn runtime() -> Result<Runtime, Failure> {
+    executor::workers::set_up();
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        .thread_stack_size(executor::workers::STACK_BYTES)
         .enable_all()
         .build()
         .map_err(|error| Failure::environment(format!("cannot start threads: {error}")))

@@ -1,5 +1,7 @@
 //! What both forms promise: the bytes of the key, large files, and each other.
 
+use std::path::Path;
+
 use proptest::prelude::*;
 use solver::traits::Selection;
 
@@ -80,6 +82,74 @@ fn bytes_that_are_not_those_of_the_key_are_noticed() {
     }) {
         assert!(outcome.is_err());
     }
+}
+
+/// Copies before the key is made, changes what was copied, and makes the key: it has to be that of what was copied.
+#[track_caller]
+fn check_ahead(bench: &Bench, action: &CopyAction, changes: &[(&str, &dyn Fn(&Path))]) {
+    let selection = Selection::Copy(&action.selection);
+    let before = digest(&bench.context(), &selection).unwrap();
+    let context = bench.context();
+    let setting = Setting {
+        root: &bench.root(),
+        inputs: &[Source::Empty, context.clone()],
+        scratch: &bench.path("scratch"),
+        now: NOW,
+        cancel: &CancellationToken::new(),
+    };
+    let op = FileOp { actions: actions([action.clone()]) };
+    perform_file_op(&op, &setting, Form::Tar(&mut TarWriter::new(Vec::new()))).unwrap();
+    for (path, change) in changes {
+        change(&bench.path(&format!("ctx/{path}")));
+        assert_ne!(digest(&bench.context(), &selection).unwrap(), before, "the change of `{path}` counts");
+    }
+    assert_eq!(digest(&context, &selection).unwrap(), before);
+}
+
+#[test]
+fn what_is_copied_before_its_key_is_made_is_what_the_key_counts() {
+    let bench = Bench::usual();
+    bench.file("ctx/large", vec![7; (2 << 20) + 5]);
+    bench.link("ctx/link", "a.txt");
+    bench.file("ctx/one-name", "linked");
+    fs::hard_link(bench.path("ctx/one-name"), bench.path("ctx/other-name")).unwrap();
+    let rewrite = |path: &Path| fs::write(path, "x\n").unwrap();
+    let replace = |path: &Path| {
+        fs::remove_file(path).unwrap();
+        fs::write(path, "second").unwrap();
+    };
+    let relink = |path: &Path| {
+        fs::remove_file(path).unwrap();
+        symlink("b.txt", path).unwrap();
+    };
+    check_ahead(
+        &bench,
+        &copy("/", "/d"),
+        &[
+            ("a.txt", &rewrite),
+            ("sub/deep/e.txt", &replace),
+            ("large", &rewrite),
+            ("link", &relink),
+            // The name that was not read for itself.
+            ("other-name", &replace),
+        ],
+    );
+}
+
+#[test]
+fn archives_that_are_unpacked_before_their_key_is_made_count_as_they_were() {
+    let bench = Bench::new();
+    let mut archive = ::tar::Builder::new(Vec::new());
+    let mut header = ::tar::Header::new_gnu();
+    header.set_size(2);
+    header.set_mode(0o644);
+    archive.append_data(&mut header, "inside", &b"hi"[..]).unwrap();
+    let mut archive = archive.into_inner().unwrap();
+    // What follows the end counts as well.
+    archive.extend_from_slice(b"behind the end");
+    bench.file("ctx/a.tar", &archive);
+    archive[0] = b'o';
+    check_ahead(&bench, &add("/a.tar", "/d/"), &[("a.tar", &|path| fs::write(path, &archive).unwrap())]);
 }
 
 #[test]

@@ -151,6 +151,53 @@ async fn files_of_the_client_always_count_by_content() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_is_made_before_its_key_where_no_key_can_be_found() {
+    let bench = Bench::new();
+    let graph_of = |name: &str| {
+        let mut graph = Graph::default();
+        let context = local(&mut graph);
+        let target = copy(&mut graph, name, Input::Scratch, context, "/src");
+        (graph, target)
+    };
+    let (graph, target) = graph_of("COPY");
+    let first = bench.solve(&graph, &[target]).await;
+    assert_eq!((first.outcome("COPY"), first.misses["COPY"].as_str()), ("DONE", "not built here before"));
+    assert_eq!(bench.toy.take_order(), ["perform", "digest"]);
+    assert_eq!(bench.solve(&graph, &[target]).await.outcome("COPY"), "CACHED");
+    assert_eq!(bench.toy.take_order(), ["digest"]);
+
+    // The same files in another place of another Dockerfile, and then others: a look-up may succeed.
+    let (elsewhere, copied) = graph_of("COPY elsewhere");
+    assert_eq!(bench.solve(&elsewhere, &[copied]).await.outcome("COPY elsewhere"), "CACHED");
+    assert_eq!(bench.toy.take_order(), ["digest"]);
+    *bench.toy.context.lock().unwrap() = 2;
+    assert_eq!(bench.solve(&elsewhere, &[copied]).await.outcome("COPY elsewhere"), "DONE");
+    assert_eq!(bench.toy.take_order(), ["digest", "perform"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_is_looked_into_is_made_after_its_key() {
+    let bench = Bench::new();
+    let mut graph = Graph::default();
+    let context = local(&mut graph);
+    let target = copy(&mut graph, "COPY", Input::Scratch, context, "/src");
+    bench.solve_to_read(&graph, &[target]).await;
+    assert_eq!(bench.toy.take_order(), ["digest", "perform"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_that_copy_before_the_key_do_so_once() {
+    let bench = Bench::new();
+    let neighbour = bench.neighbour();
+    let mut graph = Graph::default();
+    let context = local(&mut graph);
+    let targets = [copy(&mut graph, "COPY", Input::Scratch, context, "/src")];
+    let (ours, theirs) = tokio::join!(bench.solve(&graph, &targets), neighbour.solve(&graph, &targets));
+    assert_eq!(ours.contents(), theirs.contents());
+    assert_eq!(bench.toy.n_calls() + neighbour.toy.n_calls(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn urls_are_asked_whether_they_have_changed_unless_their_bytes_are_known() {
     let bench = Bench::new();
     let mut graph = Graph::default();

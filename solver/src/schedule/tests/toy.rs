@@ -38,6 +38,8 @@ pub(super) struct Toy {
     /// How often each argument list was performed on the same inputs.
     calls: Mutex<BTreeMap<String, usize>>,
     finals: Mutex<Vec<Chain>>,
+    /// `digest` and `perform`, in the order in which they began.
+    order: Mutex<Vec<&'static str>>,
     needs_tree: Mutex<BTreeMap<String, bool>>,
     pub(super) n_digests: AtomicUsize,
     pub(super) n_probes: AtomicUsize,
@@ -75,6 +77,7 @@ impl Bench {
             store: store.clone(),
             calls: Mutex::default(),
             finals: Mutex::default(),
+            order: Mutex::default(),
             needs_tree: Mutex::default(),
             n_digests: AtomicUsize::new(0),
             n_probes: AtomicUsize::new(0),
@@ -206,6 +209,11 @@ impl Toy {
         self.needs_tree.lock().unwrap()[args]
     }
 
+    /// What was asked since the last call, in order.
+    pub(super) fn take_order(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.order.lock().unwrap())
+    }
+
     pub(super) fn finals(&self) -> Vec<Chain> {
         self.finals.lock().unwrap().clone()
     }
@@ -240,6 +248,7 @@ impl Executor for Toy {
         _step: &Step,
     ) -> Result<ContentDigest, OpError> {
         self.n_digests.fetch_add(1, Ordering::SeqCst);
+        self.order.lock().unwrap().push("digest");
         let path = match selection {
             Selection::Path(path) => path,
             Selection::Copy(copy) => &copy.source,
@@ -259,6 +268,7 @@ impl Executor for Toy {
 
     async fn perform(&self, work: Work) -> Result<LayerInfo, OpError> {
         let _running = Running::begin(self);
+        self.order.lock().unwrap().push("perform");
         let args = match &*work.op {
             Op::Run(run) => run.args.clone(),
             Op::File(_) => vec!["make".to_owned(), "file".to_owned()],

@@ -1,0 +1,60 @@
+//! Copies that are performed before their key is made.
+//!
+//! The key of a copy from the client's directories holds a digest of every file, so that a copy which is not in the cache
+//! reads each file twice: once for its key, once for its layer. Where nothing was ever recorded for the same operation on
+//! the same parents, whatever the files were, no look-up can succeed. Then the layer is made first, and the key from what
+//! was read on the way.
+//!
+//! That something was recorded is known by the key of the step's family ([`key::family`]), which is recorded with every
+//! result that may need it.
+
+use cache::{Key, Layer};
+
+use crate::error::OpError;
+use crate::graph::ResultRef;
+use crate::key::{self, Question};
+use crate::op::Op;
+use crate::progress::Step;
+
+use super::step::{self, Claim, Claimed, Destiny, MadeLayer, Shared, Subject};
+
+/// The key of the family, for operations that this is about: copies that read the client's directories only. Other files
+/// are not remembered once they have been read.
+pub(super) fn family(subject: &Subject) -> Option<Key> {
+    let is_of_client =
+        |question: &Question<'_>| matches!(subject.inputs.get(question.input), Some(ResultRef::Context(_)));
+    let is_meant = matches!(&*subject.op, Op::File(_)) && key::questions(&subject.op).iter().all(is_of_client);
+    if is_meant { key::family(&subject.op, &subject.facts) } else { None }
+}
+
+/// Performs the operation and records the result, if no look-up can succeed; `None` if one may.
+pub(super) async fn perform(
+    shared: &Shared,
+    subject: &Subject,
+    destiny: &Destiny,
+    step: &Step,
+) -> Result<Option<Layer>, OpError> {
+    // A tree may share its bytes with the files it is made from, which costs less than having them read only once.
+    // What was built here before has to be explained, and all but the changed files are known.
+    if destiny.needs_tree || subject.ignore_cache || was_built_before(shared, destiny) {
+        return Ok(None);
+    }
+    let Some(family) = family(subject) else { return Ok(None) };
+    let claim = Claim { key: family, slot: &destiny.slot, ingredients: &[] };
+    let (lock, reason) = match step::claim_key(shared, claim, step).await? {
+        Claimed::Found(_) => return Ok(None),
+        Claimed::Ours(lock, reason) => (lock, reason),
+    };
+    step.miss(reason);
+    let (layer, cost) = step::execute(shared, subject, destiny.needs_tree, step).await?;
+    let lookup = shared.unless_cancelled(step::by_content(shared, subject, None, step)).await?;
+    let ingredients = key::ingredients(&subject.op, &lookup.facts);
+    let made = MadeLayer { layer: &layer, cost, ingredients: &ingredients };
+    step::remember(shared, subject, lookup, made, destiny.clone(), Some(lock));
+    Ok(Some(layer))
+}
+
+/// Whether there is a result of an earlier state of this step. A store that cannot answer will be told of elsewhere.
+fn was_built_before(shared: &Shared, destiny: &Destiny) -> bool {
+    !destiny.slot.is_empty() && !matches!(shared.store.latest_of_slot(&destiny.slot), Ok(None))
+}
