@@ -52,6 +52,10 @@ pub struct LocalContext {
     inner: Arc<Inner>,
 }
 
+/// The directory that a file was last opened in, with a handle from the second file on.
+#[derive(Debug, Default)]
+pub struct LastDir(Option<(Arc<ContextDir>, Option<OwnedFd>)>);
+
 struct Inner {
     name: String,
     root: PathBuf,
@@ -154,6 +158,27 @@ impl LocalContext {
         self.open_beneath(&path, OFlags::RDONLY | OFlags::NONBLOCK)
             .map(File::from)
             .map_err(|e| ViewError::io("open", self.host_path(&path), e))
+    }
+
+    /// As [`Self::open_file`], by the handle of its directory when the file before it was in there, too.
+    pub(crate) fn open_file_next(&self, dir: &Arc<ContextDir>, name: &OsStr, last: &mut LastDir) -> view::Result<File> {
+        let error = |e| ViewError::io("open", self.host_path(&dir.path().join(name)), e);
+        let handle = match last.0.take() {
+            Some((known, handle)) if Arc::ptr_eq(&known, dir) => match handle {
+                Some(handle) => Some(handle),
+                None => Some(self.open_beneath(dir.path(), OFlags::PATH | OFlags::DIRECTORY).map_err(error)?),
+            },
+            _ => None,
+        };
+        let opened = match &handle {
+            Some(handle) => {
+                let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                openat(handle, name, flags, Mode::empty()).map(File::from).map_err(error)
+            }
+            None => self.open_file(dir, name),
+        };
+        last.0 = Some((dir.clone(), handle));
+        opened
     }
 
     pub(crate) fn host_path(&self, relative: &Path) -> PathBuf {

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use rustix::fs::fstat;
 
-use super::{ContextDir, LocalContext, Result, Stamp, content};
+use super::{ContextDir, LastDir, LocalContext, Result, Stamp, content};
 use crate::view::resolve::{Last, Resolved};
 use crate::view::{DirView, Node, RootView, ViewError, Xattrs};
 
@@ -234,22 +234,22 @@ impl SourceDir {
     /// [`super::ContextError::Changed`] when it is no longer what it was; I/O errors.
     pub fn open_file(&self, name: &OsStr) -> Result<OpenedFile> {
         let opened_at = SystemTime::now();
-        let file = self.open_unchecked(name)?;
+        let file = self.open_unchecked(name, &mut LastDir::default())?;
         let claim = self.check(name, &file)?;
         Ok(OpenedFile { file, claim, opened_at })
     }
 
-    /// Opens the file `name`, for reading first and [checking](Self::check) then.
+    /// Opens the file `name`, for reading first and [checking](Self::check) then. `last` is of those before it.
     ///
     /// # Errors
     /// I/O errors.
-    pub fn open_unchecked(&self, name: &OsStr) -> Result<File> {
+    pub fn open_unchecked(&self, name: &OsStr, last: &mut LastDir) -> Result<File> {
         Ok(match self {
             Self::View(dir) => {
                 let missing = || ViewError::io("open", dir.path().join(name), std::io::ErrorKind::NotFound);
                 dir.open_file(name)?.ok_or_else(missing)?
             }
-            Self::Context(context, dir) => context.open_file(dir, name)?,
+            Self::Context(context, dir) => context.open_file_next(dir, name, last)?,
         })
     }
 

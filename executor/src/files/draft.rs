@@ -171,7 +171,9 @@ impl Draft {
     /// What `name` in `dir` is now.
     pub(super) fn lookup(&self, dir: DirId, name: &OsStr) -> Result<Option<NodeKind>> {
         let dir = self.dir(dir);
-        match dir.children.get(name) {
+        // Copies come in order, so that what is asked for is usually behind everything.
+        let is_behind = dir.children.last_key_value().is_none_or(|(last, _)| **last < *name);
+        match if is_behind { None } else { dir.children.get(name) } {
             Some(DraftChild::Dir(_)) => Ok(Some(NodeKind::Dir)),
             Some(DraftChild::Leaf(inode)) => Ok(Some(self.inode(*inode).kind.node_kind())),
             None => match &dir.lower {

@@ -15,8 +15,8 @@ use oci::layer::Ordered;
 use solver::OpError;
 
 use super::draft::Body;
-use crate::context::ContextError;
 use crate::context::source::{Claim, SourceDir};
+use crate::context::{ContextError, LastDir};
 use crate::view::ViewError;
 
 /// Content of one batch.
@@ -162,21 +162,21 @@ fn read_batch(wants: Vec<Want>, pool: &Pool) -> Result<Batch, ContextError> {
     let mut buffer = pool.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
     buffer.resize(BATCH_BYTES, 0);
     let mut pieces = VecDeque::with_capacity(wants.len());
-    let mut start = 0;
+    let (mut start, mut last) = (0, LastDir::default());
     for want in wants {
         let len = usize::try_from(want.len()).unwrap_or(BATCH_BYTES);
-        pieces.push_back(read_piece(want, &mut buffer, start..start + len)?);
+        pieces.push_back(read_piece(want, &mut last, &mut buffer, start..start + len)?);
         start += len;
     }
     Ok(Batch { buffer, pieces })
 }
 
 /// Reads first and asks then: one question about the file's state covers all that was read.
-fn read_piece(want: Want, buffer: &mut [u8], range: Range<usize>) -> Result<Piece, ContextError> {
+fn read_piece(want: Want, last: &mut LastDir, buffer: &mut [u8], range: Range<usize>) -> Result<Piece, ContextError> {
     let Want { dir, name, range: wanted, size_bytes } = want;
     let path = || dir.display_path(&name);
     let opened_at = SystemTime::now();
-    let file = dir.open_unchecked(&name)?;
+    let file = dir.open_unchecked(&name, last)?;
     file.read_exact_at(&mut buffer[range.clone()], wanted.start).map_err(|e| match e.kind() {
         io::ErrorKind::UnexpectedEof => ContextError::Changed { path: path() },
         _ => ViewError::io("read", path(), e).into(),
