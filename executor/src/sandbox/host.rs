@@ -15,6 +15,7 @@ use super::cgroup::Hierarchy;
 use super::error::SandboxError;
 use super::guard::DeviceGuard;
 use super::isolation::Isolation;
+use super::namespaces::RemainsCount;
 use super::network::NetworkProvider;
 use super::points::{PointKind, make_stubs};
 use super::rootfs::Sensitive;
@@ -37,6 +38,7 @@ pub(super) struct Host {
     pub(super) mount_namespace: OwnedFd,
     /// A descriptor of this process.
     pub(super) this_process: OwnedFd,
+    pub(super) remains: Arc<RemainsCount>,
 }
 
 impl Host {
@@ -61,6 +63,7 @@ impl Host {
             capabilities: capabilities.permitted.bits(),
             mount_namespace,
             this_process,
+            remains: Arc::default(),
         };
         for directory in [host.root_point(), host.stage_point(), host.empty(), host.default_stubs()] {
             std::fs::create_dir(&directory).map_err(SandboxError::io("create", &directory))?;

@@ -5,8 +5,10 @@
 //! then `step` (the life of one command), then [`crate::sys::spawn`].
 //!
 //! **Invariants:** nothing of ours stays in the upper directory; when [`Sandbox::run`] has returned, or its future was
-//! dropped, no process and no mount of the command is left; a killed program takes its commands with it (a program that
-//! is itself set-user-ID as the *first* process is the one exception: the kernel then forgets the wish).
+//! dropped, no process of the command is left, and no mount of it that anybody could see: those of a command that
+//! succeeded are being taken down, before the next one's are made and before the last [`Sandbox`] is gone; a killed
+//! program takes its commands with it (a program that is itself set-user-ID as the *first* process is the one exception:
+//! the kernel then forgets the wish).
 //!
 //! Kernel: Linux ≥ 5.12 for all of it; ≥ 6.5 for chains of layers without a limit in bytes.
 
@@ -55,7 +57,7 @@ pub use spec::{Exit, MemoryFile, MountSource, NotStarted, Resources, SandboxMoun
 
 use control::{Control, Report};
 use host::Host;
-use room::{Job, Room, Tell, Threads};
+use room::{Ended, Job, Room, Threads};
 
 /// Runs commands. One a process; cheap to clone; any number of commands at once.
 #[derive(Clone)]
@@ -97,7 +99,7 @@ impl Sandbox {
         self.host.isolation
     }
 
-    /// Runs a command to its end, and `then`. Everything of the sandbox is gone by then.
+    /// Runs a command to its end, and `then`.
     ///
     /// # Errors
     /// [`SandboxError`]; a command that ends with a code other than zero, or cannot be started, is not an error.
@@ -170,14 +172,18 @@ impl Run {
         let (sender, reports) = mpsc::channel(REPORTS);
         let (finishing, finished) = blocking::channel();
         let (orders, network) = (Arc::clone(&control), spec.network);
-        let work = move |host: &Host, room: Option<Room<'_>>| -> Tell {
-            let result = step::perform(host, &spec, &orders, &sender, room);
+        let work = move |host: &Host, room: Option<Room<'_>>| -> Ended {
+            let (result, remains) = match step::perform(host, &spec, &orders, &sender, room) {
+                Ok((exit, remains)) => (Ok(exit), remains),
+                Err(error) => (Err(error), None),
+            };
             then(result.as_ref().is_ok_and(Exit::success));
-            Box::new(move || {
+            let tell = Box::new(move || {
                 // Nobody is there to hear it when the run was dropped.
                 drop(sender.blocking_send(Report::Done(result)));
                 drop(finishing);
-            })
+            });
+            Ended { tell, remains }
         };
         sandbox.threads.begin(&sandbox.host, Job { network, work: Box::new(work) })?;
         Ok(Self { reports, control, cancelled: false, finished })

@@ -1,7 +1,9 @@
-//! The namespaces that a command's thread gives itself.
+//! The namespaces that a command's thread gives itself, and what is left of them.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountPropagationFlags;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 use solver::NetworkMode;
@@ -10,9 +12,11 @@ use super::error::SandboxError;
 use super::host::Host;
 use super::spec::SandboxSpec;
 
-/// The namespaces of a command's thread; dropping goes back, which takes all mounts down.
+/// The namespaces of a command's thread; dropping goes back and takes all mounts down.
 pub(super) struct Namespaces<'a> {
     host: &'a Host,
+    /// Keeps the mounts when the thread goes back.
+    mounts: Option<OwnedFd>,
     /// Whether the network namespace is not the host's.
     pub(super) private_network: bool,
 }
@@ -26,10 +30,18 @@ impl<'a> Namespaces<'a> {
         };
         let flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
         crate::sys::namespace::unshare(flags).map_err(SandboxError::setup("make namespaces"))?;
-        let namespaces = Self { host, private_network };
+        let mut namespaces = Self { host, mounts: None, private_network };
         rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
             .map_err(SandboxError::setup("make mounts private"))?;
+        // Without it, the mounts go when the thread goes back.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        namespaces.mounts = rustix::fs::open("/proc/thread-self/ns/mnt", flags, Mode::empty()).ok();
         Ok(namespaces)
+    }
+
+    /// Goes back to the host's mounts. Those of the command stay until the remains are dropped, which takes a while.
+    pub(super) fn leave(mut self) -> Remains {
+        Remains::new(&self.host.remains, self.mounts.take())
     }
 
     /// Makes them those of one command.
@@ -53,6 +65,42 @@ impl Drop for Namespaces<'_> {
             // The mounts then go when the thread ends, a moment later.
             tracing::warn!(%errno, "cannot go back to the host's mount namespace");
         }
+    }
+}
+
+/// The mounts of a command that has ended: nobody sees them any more. Dropping takes them down.
+pub(super) struct Remains {
+    count: Arc<RemainsCount>,
+    mounts: Option<OwnedFd>,
+}
+
+/// How many commands' mounts are still to be taken down.
+#[derive(Default)]
+pub(super) struct RemainsCount {
+    count: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Remains {
+    fn new(count: &Arc<RemainsCount>, mounts: Option<OwnedFd>) -> Self {
+        *count.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Self { count: Arc::clone(count), mounts }
+    }
+}
+
+impl Drop for Remains {
+    fn drop(&mut self) {
+        drop(self.mounts.take());
+        *self.count.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.count.changed.notify_all();
+    }
+}
+
+impl RemainsCount {
+    /// Waits until there are none: a layer that is still mounted for writing must not be mounted for reading.
+    pub(super) fn wait_for_none(&self) {
+        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.changed.wait_while(count, |count| *count > 0));
     }
 }
 

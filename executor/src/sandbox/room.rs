@@ -1,11 +1,12 @@
 //! Rooms: what a command needs and what does not depend on it, made ahead.
 //!
-//! Namespaces and `/dev` are a good part of the time between two steps. So when a command has ended, its thread makes a
-//! room for the next one and waits there for it, while the solver still deals with the result. One thread waits at most,
-//! and its room does not get old: its mount namespace is a picture of the host's.
+//! Namespaces and `/dev` are a good part of the time between two steps, and so is taking down the mounts of the last one.
+//! So two threads take turns: while one runs a command, the other has a room ready for the next. Rooms do not get old:
+//! their mount namespaces are pictures of the host's.
 
+use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use solver::{NetworkMode, SecurityMode};
@@ -13,10 +14,13 @@ use solver::{NetworkMode, SecurityMode};
 use super::devices::Devices;
 use super::error::SandboxError;
 use super::host::Host;
-use super::namespaces::Namespaces;
+use super::namespaces::{Namespaces, Remains};
 
 /// A room that has waited longer than this is not used: the host may have got other mounts.
 const OLDEST: Duration = Duration::from_secs(20);
+
+/// Threads that wait with a room, at most.
+const MOST_WAITING: usize = 2;
 
 /// Namespaces of the calling thread, with what is mounted in all of them.
 pub(super) struct Room<'a> {
@@ -39,23 +43,35 @@ pub(super) struct Job {
     pub(super) work: Work,
 }
 
-/// Runs a command; what is returned tells those who wait for it.
-pub(super) type Work = Box<dyn FnOnce(&Host, Option<Room<'_>>) -> Tell + Send>;
+/// Runs a command.
+pub(super) type Work = Box<dyn FnOnce(&Host, Option<Room<'_>>) -> Ended + Send>;
 
-/// Says that a job has ended.
-pub(super) type Tell = Box<dyn FnOnce() + Send>;
-
-/// Threads for commands.
-#[derive(Default)]
-pub(super) struct Threads {
-    waiting: Mutex<Option<Waiting>>,
+/// A command that has ended.
+pub(super) struct Ended {
+    /// Says so to those who wait for it.
+    pub(super) tell: Box<dyn FnOnce() + Send>,
+    /// Its mounts.
+    pub(super) remains: Option<Remains>,
 }
 
-/// A thread that waits for its next job. Dropping lets it end, and waits for that.
+/// Threads for commands. Dropping ends those that wait, and waits for that.
+#[derive(Default)]
+pub(super) struct Threads {
+    /// Who has waited longest comes first: its room is the most likely to be ready.
+    waiting: Mutex<VecDeque<Waiting>>,
+}
+
+/// A thread that waits for its next job.
 struct Waiting {
-    jobs: Option<SyncSender<Job>>,
+    jobs: SyncSender<Job>,
     /// Disconnected when the thread has given everything back.
     gone: Receiver<()>,
+}
+
+/// The other side of [`Waiting`].
+struct Place {
+    orders: Receiver<Job>,
+    going: Sender<()>,
 }
 
 impl Threads {
@@ -66,74 +82,99 @@ impl Threads {
     /// When there can be no more threads.
     pub(super) fn begin(self: &Arc<Self>, host: &Arc<Host>, job: Job) -> Result<(), SandboxError> {
         let waiting = match job.network {
-            NetworkMode::Default => self.place().take(),
+            NetworkMode::Default => self.waiting().pop_front(),
             // The way back from the default network to another is not known.
             NetworkMode::Host | NetworkMode::None => None,
         };
-        let job = match waiting.and_then(|mut waiting| waiting.jobs.take()) {
-            Some(jobs) => match jobs.send(job) {
-                Ok(()) => return Ok(()),
+        let job = match waiting {
+            None => job,
+            Some(waiting) => match waiting.jobs.send(job) {
+                Ok(()) => {
+                    self.stand_by(host);
+                    return Ok(());
+                }
                 Err(refused) => refused.0,
             },
-            None => job,
         };
-        let (host, threads) = (Arc::clone(host), Arc::downgrade(self));
-        let thread = std::thread::Builder::new().name("sandbox".to_owned());
-        thread.spawn(move || work(host, &threads, job)).map(drop).map_err(SandboxError::io("start", "a thread"))
+        self.start(host, Turn::Work(job, None)).map_err(SandboxError::io("start", "a thread"))
     }
 
-    /// Announces the calling thread as the one that waits, unless there is one.
-    fn announce(&self) -> Option<(Receiver<Job>, Sender<()>)> {
-        let mut place = self.place();
-        if place.is_some() {
+    /// From the second command on, another thread makes a room while a command runs. Nothing depends on it.
+    fn stand_by(self: &Arc<Self>, host: &Arc<Host>) {
+        if let Some(place) = self.announce(1) {
+            drop(self.start(host, Turn::Wait(place)));
+        }
+    }
+
+    fn start(self: &Arc<Self>, host: &Arc<Host>, turn: Turn<'static>) -> std::io::Result<()> {
+        let (host, threads) = (Arc::clone(host), Arc::downgrade(self));
+        std::thread::Builder::new().name("sandbox".to_owned()).spawn(move || live(host, &threads, turn)).map(drop)
+    }
+
+    /// A place among those who wait, unless there are as many as `most`.
+    fn announce(&self, most: usize) -> Option<Place> {
+        let mut waiting = self.waiting();
+        if waiting.len() >= most {
             return None;
         }
         let ((jobs, orders), (going, gone)) = (sync_channel(1), channel());
-        *place = Some(Waiting { jobs: Some(jobs), gone });
-        Some((orders, going))
+        waiting.push_back(Waiting { jobs, gone });
+        Some(Place { orders, going })
     }
 
-    fn place(&self) -> std::sync::MutexGuard<'_, Option<Waiting>> {
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<Waiting>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The life of a thread.
-fn work(host: Arc<Host>, threads: &Weak<Threads>, job: Job) {
-    let tell = serve(&host, threads, job);
+impl Drop for Threads {
+    fn drop(&mut self) {
+        let waiting = std::mem::take(&mut *self.waiting());
+        let gone: Vec<Receiver<()>> = waiting.into_iter().map(|Waiting { gone, .. }| gone).collect();
+        for gone in gone {
+            // Nothing is ever sent: this is the end of the other side.
+            let _ = gone.recv();
+        }
+    }
+}
+
+/// What a thread does next.
+enum Turn<'a> {
+    Work(Job, Option<Room<'a>>),
+    Wait(Place),
+}
+
+fn live(host: Arc<Host>, threads: &Weak<Threads>, first: Turn<'static>) {
+    let Ended { tell, remains } = serve(&host, threads, first);
+    drop(remains);
     drop(host);
     tell();
 }
 
 /// Does one job after the other, as long as somebody may have another. What is returned is to be told in the end, when
 /// there is nothing of the thread left.
-fn serve(host: &Host, threads: &Weak<Threads>, mut job: Job) -> Tell {
-    let mut room = None;
+fn serve<'a>(host: &'a Host, threads: &Weak<Threads>, mut turn: Turn<'a>) -> Ended {
     loop {
-        let is_free_afterwards = job.network == NetworkMode::Default;
-        let tell = (job.work)(host, room.take());
-        // Announced first and told then: who hears the end of the last command finds nothing of us unaccounted for.
-        let place = threads.upgrade().filter(|_| is_free_afterwards).and_then(|threads| threads.announce());
-        let Some((orders, going)) = place else { return tell };
-        tell();
+        let Place { orders, going } = match turn {
+            Turn::Wait(place) => place,
+            Turn::Work(job, room) => {
+                let is_free_afterwards = job.network == NetworkMode::Default;
+                let ended = (job.work)(host, room);
+                // Announced first and told then: who hears the end of the last command finds nothing of us unaccounted
+                // for.
+                let threads = threads.upgrade().filter(|_| is_free_afterwards);
+                let Some(place) = threads.and_then(|threads| threads.announce(MOST_WAITING)) else { return ended };
+                (ended.tell)();
+                drop(ended.remains);
+                place
+            }
+        };
         let prepared = Room::prepare(host);
         if let Err(error) = &prepared {
             tracing::debug!(%error, "nothing can be prepared for the next command");
         }
         let since = Instant::now();
-        let Ok(next) = orders.recv() else { return Box::new(move || drop(going)) };
-        job = next;
-        room = prepared.ok().filter(|_| since.elapsed() < OLDEST);
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        // A thread that was given a job is nobody's to wait for.
-        if let Some(jobs) = self.jobs.take() {
-            drop(jobs);
-            // Nothing is ever sent: this is the end of the other side.
-            let _ = self.gone.recv();
-        }
+        let Ok(job) = orders.recv() else { return Ended { tell: Box::new(move || drop(going)), remains: None } };
+        turn = Turn::Work(job, prepared.ok().filter(|_| since.elapsed() < OLDEST));
     }
 }

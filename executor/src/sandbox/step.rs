@@ -2,8 +2,8 @@
 //!
 //! The thread gives *itself* new mount, ipc, uts and network namespaces, builds the root in them with ordinary code,
 //! enters it, and starts the command as the first process of a new pid namespace ([`crate::sys::spawn`]). Then it waits
-//! for the end and goes back to the host's mount namespace, at which moment all mounts are gone. It must not end before
-//! the command: the kernel kills the command with it.
+//! for the end and goes back to the host's mount namespace; the mounts are taken down while the solver already deals with
+//! the result. It must not end before the command: the kernel kills the command with it.
 
 use std::fs::DirBuilder;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -23,7 +23,7 @@ use super::guard::DevicePolicy;
 use super::host::Host;
 use super::isolation::Isolation;
 use super::mounts::{self, Prepared, Workshop, file_attributes};
-use super::namespaces::Namespaces;
+use super::namespaces::{Namespaces, Remains};
 use super::overlay::Overlay;
 use super::points::{self, MadePoint, PointKind};
 use super::room::Room;
@@ -43,13 +43,15 @@ const HOSTS: &str = "/etc/hosts";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Runs the command of `spec` to its end, in `room` if one was made ahead. Blocks; must have its thread to itself.
+///
+/// After a success the command's mounts are left to be taken down when nobody waits; after a failure nothing is.
 pub(super) fn perform<'a>(
     host: &'a Host,
     spec: &SandboxSpec,
     control: &Control,
     reports: &Sender<Report>,
     room: Option<Room<'a>>,
-) -> Result<Exit, SandboxError> {
+) -> Result<(Exit, Option<Remains>), SandboxError> {
     if control.is_cancelled() {
         return Err(SandboxError::Cancelled);
     }
@@ -75,7 +77,7 @@ pub(super) fn perform<'a>(
         policy,
         birthplace,
     };
-    let outcome = {
+    let (outcome, remains) = {
         let (mut namespaces, devices) = match room {
             Some(room) => (room.namespaces, Some(room.devices)),
             None => (Namespaces::enter(host, spec.network)?, None),
@@ -86,8 +88,9 @@ pub(super) fn perform<'a>(
             None => Devices::prepare(host, policy, spec.shm_size_bytes)?,
         };
         let outcome = step.run(&namespaces, &devices, &mut made);
-        drop(namespaces);
-        outcome
+        let remains = namespaces.leave();
+        let is_success = matches!(outcome, Ok((Ended::Exited(0), None)));
+        (outcome, is_success.then_some(remains))
     };
     let targets = spec.mounts.iter().map(|mount| mount.target.as_str()).chain([HOSTS, RESOLV_CONF]);
     points::remove_traces(&spec.upper, &spec.lower, targets, &made)?;
@@ -97,7 +100,7 @@ pub(super) fn perform<'a>(
         Ended::Killed(signal) => (128 + signal, Some(signal)),
     };
     let out_of_memory = code != 0 && group.ran_out_of_memory();
-    Ok(Exit { code, signal, out_of_memory, not_started, warnings })
+    Ok((Exit { code, signal, out_of_memory, not_started, warnings }, remains))
 }
 
 /// The bottom-most layer: mount points for what is always mounted, and for this command's mounts.
@@ -194,6 +197,7 @@ impl Step<'_> {
         let upper = Some((spec.upper.as_path(), spec.work.as_path()));
         let devices = self.policy != DevicePolicy::NoneOnMounts;
         let user_xattrs = host.isolation.needs_user_xattrs();
+        host.remains.wait_for_none();
         Overlay { lower, upper, user_xattrs, devices }.mount(&host.root_point())?;
 
         let hosts = host.shared_file(&network::hosts(&spec.hostname, &spec.extra_hosts))?;

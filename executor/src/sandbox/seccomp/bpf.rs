@@ -1,7 +1,7 @@
 //! Turns rules by number into a classic BPF program.
 //!
 //! The numbers of one machine become intervals with the same verdict, and these a binary search, so that a call costs
-//! about ten instructions. All jumps lead forward and are relative, so blocks can be built bottom up and concatenated.
+//! about ten instructions. All jumps lead forward and are relative, so blocks can be built apart and concatenated.
 
 use super::profile::Rule;
 use crate::sys::spawn::FilterInstruction;
@@ -48,16 +48,57 @@ pub(super) fn compile(machines: &[Machine]) -> Vec<FilterInstruction> {
     program
 }
 
-/// A binary search over intervals.
+/// A binary search over intervals, then the answers, each once: the kernel checks, translates and compiles a filter for
+/// every step, which takes as long as the filter is.
 fn search(intervals: &[(u32, Rule)]) -> Vec<FilterInstruction> {
+    let mut answers = Answers { base: intervals.len().saturating_sub(1), code: Vec::new(), starts: Vec::new() };
+    let mut code = Vec::new();
     match intervals {
-        [] => answer(Verdict::Kill),
-        [(_, rule)] => answer(Verdict::Rule(*rule)),
-        _ => {
-            let (low, high) = intervals.split_at(intervals.len() / 2);
-            let bound = high[0].0;
-            branch(IF_AT_LEAST, bound, search(high), search(low))
+        [] => return answer(Verdict::Kill),
+        [(_, only)] => return answer(Verdict::Rule(*only)),
+        _ => compare(intervals, &mut code, &mut answers),
+    }
+    code.extend(answers.code);
+    code
+}
+
+/// Appends the comparisons of a search; those that follow from a smaller number come first.
+fn compare(intervals: &[(u32, Rule)], code: &mut Vec<FilterInstruction>, answers: &mut Answers) {
+    let (low, high) = intervals.split_at(intervals.len() / 2);
+    let after = code.len() + 1;
+    let mut target = |part: &[(u32, Rule)], start: usize| match part {
+        [(_, rule)] => answers.place(*rule),
+        _ => start,
+    };
+    // A search among as many intervals has one comparison less.
+    let (if_low, if_high) = (target(low, after), target(high, after + low.len() - 1));
+    let distance = |target: usize| u8::try_from(target - after).expect("a machine has less than 200 intervals");
+    code.push(instruction(IF_AT_LEAST, distance(if_high), distance(if_low), high[0].0));
+    for part in [low, high] {
+        if part.len() > 1 {
+            compare(part, code, answers);
         }
+    }
+}
+
+/// The answers of a search, behind its comparisons.
+struct Answers {
+    /// How many comparisons there are.
+    base: usize,
+    code: Vec<FilterInstruction>,
+    starts: Vec<(Rule, usize)>,
+}
+
+impl Answers {
+    /// Where the answer of a rule begins, counted from the first comparison.
+    fn place(&mut self, rule: Rule) -> usize {
+        if let Some((_, start)) = self.starts.iter().find(|(known, _)| *known == rule) {
+            return *start;
+        }
+        let start = self.base + self.code.len();
+        self.starts.push((rule, start));
+        self.code.extend(answer(Verdict::Rule(rule)));
+        start
     }
 }
 
