@@ -84,9 +84,12 @@ fn bytes_that_are_not_those_of_the_key_are_noticed() {
     }
 }
 
+/// Changes what is at a path in the context.
+type Change<'a> = (&'a str, &'a dyn Fn(&Path));
+
 /// Copies before the key is made, changes what was copied, and makes the key: it has to be that of what was copied.
 #[track_caller]
-fn check_ahead(bench: &Bench, action: &CopyAction, changes: &[(&str, &dyn Fn(&Path))]) {
+fn check_ahead(bench: &Bench, action: &CopyAction, changes: &[Change<'_>]) {
     let selection = Selection::Copy(&action.selection);
     let before = digest(&bench.context(), &selection).unwrap();
     let context = bench.context();
