@@ -36,11 +36,15 @@ pub(crate) enum Output {
     Local {
         /// Where.
         dest: PathBuf,
+        /// `SOURCE_DATE_EPOCH` of this output, in place of the build's.
+        epoch: Option<i64>,
     },
     /// The files of the root, as a tar.
     Tar {
         /// Where.
         dest: Dest,
+        /// `SOURCE_DATE_EPOCH` of this output, in place of the build's.
+        epoch: Option<i64>,
     },
     /// Nothing.
     CacheOnly,
@@ -68,6 +72,10 @@ pub(crate) struct ImageOptions {
     pub(crate) docker_types: bool,
     /// Annotations of the manifest.
     pub(crate) annotations: BTreeMap<String, String>,
+    /// No time in layers of this build is later than the epoch.
+    pub(crate) rewrite_timestamp: bool,
+    /// `SOURCE_DATE_EPOCH` of this output, in place of the build's.
+    pub(crate) epoch: Option<i64>,
 }
 
 /// How an output is given.
@@ -99,7 +107,7 @@ impl Output {
             self,
             Self::Oci { dest: Dest::Stdout, tar: true, .. }
                 | Self::Docker { dest: Dest::Stdout, .. }
-                | Self::Tar { dest: Dest::Stdout }
+                | Self::Tar { dest: Dest::Stdout, .. }
         )
     }
 
@@ -118,10 +126,10 @@ impl Output {
 
 fn parse(spec: &str, tags: &[ImageRef]) -> Result<Output, Failure> {
     if spec == "-" {
-        return Ok(Output::Tar { dest: Dest::Stdout });
+        return Ok(Output::Tar { dest: Dest::Stdout, epoch: None });
     }
     if !spec.contains('=') && !spec.contains(',') {
-        return local(Some(spec.to_owned()));
+        return local(Some(spec.to_owned()), None);
     }
     let mut attributes = BTreeMap::new();
     for field in csv::fields(spec).map_err(|error| Failure::usage(format!("invalid --output `{spec}`: {}", error.0)))? {
@@ -150,8 +158,8 @@ fn parse(spec: &str, tags: &[ImageRef]) -> Result<Output, Failure> {
             }
             Output::Docker { options: image_options(&mut attributes, tags)?, dest: file_or_stdout(dest) }
         }
-        "local" => local(dest)?,
-        "tar" => Output::Tar { dest: file_or_stdout(dest) },
+        "local" => local(dest, epoch(&mut attributes)?)?,
+        "tar" => Output::Tar { dest: file_or_stdout(dest), epoch: epoch(&mut attributes)? },
         "cacheonly" => Output::CacheOnly,
         "registry" => {
             return Err(Failure::usage("pushing to a registry is not supported yet")
@@ -169,8 +177,18 @@ fn parse(spec: &str, tags: &[ImageRef]) -> Result<Output, Failure> {
 }
 
 /// Attributes of the outputs, for suggestions.
-const ATTRIBUTES: [&str; 8] =
-    ["dest", "name", "tar", "compression", "compression-level", "force-compression", "oci-mediatypes", "push"];
+const ATTRIBUTES: [&str; 10] = [
+    "dest",
+    "name",
+    "tar",
+    "compression",
+    "compression-level",
+    "force-compression",
+    "oci-mediatypes",
+    "push",
+    "rewrite-timestamp",
+    "source-date-epoch",
+];
 
 fn unknown_attribute(kind: &str, key: &str) -> Failure {
     let failure = Failure::usage(format!("the {kind} exporter has no attribute `{key}`"));
@@ -180,7 +198,7 @@ fn unknown_attribute(kind: &str, key: &str) -> Failure {
     }
 }
 
-fn local(dest: Option<String>) -> Result<Output, Failure> {
+fn local(dest: Option<String>, epoch: Option<i64>) -> Result<Output, Failure> {
     match dest.as_deref() {
         None | Some("") => {
             Err(Failure::usage("dest is required for local exporter")
@@ -192,7 +210,7 @@ fn local(dest: Option<String>) -> Result<Output, Failure> {
             Err(Failure::usage(format!("destination directory {dest} is a file"))
                 .help("remove it, or name another directory"))
         }
-        Some(dest) => Ok(Output::Local { dest: dest.into() }),
+        Some(dest) => Ok(Output::Local { dest: dest.into(), epoch }),
     }
 }
 
@@ -222,6 +240,8 @@ fn image_options(attributes: &mut BTreeMap<String, String>, tags: &[ImageRef]) -
         force_compression: flag(attributes, "force-compression")?.unwrap_or(false),
         docker_types: flag(attributes, "oci-mediatypes")? == Some(false),
         annotations,
+        rewrite_timestamp: explicit_flag(attributes, "rewrite-timestamp")?.unwrap_or(false),
+        epoch: epoch(attributes)?,
     })
 }
 
@@ -249,6 +269,25 @@ pub(crate) const DEFAULT_GZIP_LEVEL: u8 = 4;
 /// zstd's own default.
 pub(crate) const DEFAULT_ZSTD_LEVEL: u8 = 3;
 
+/// `source-date-epoch`: seconds.
+fn epoch(attributes: &mut BTreeMap<String, String>) -> Result<Option<i64>, Failure> {
+    match attributes.remove("source-date-epoch").as_deref() {
+        None | Some("") => Ok(None),
+        Some(text) => text.parse().map(Some).map_err(|_| {
+            Failure::usage(format!("invalid value specified for source-date-epoch: {text}"))
+                .help("it is a number of seconds since 1970: `source-date-epoch=$(git log -1 --format=%ct)`")
+        }),
+    }
+}
+
+/// A boolean attribute that must have a value (`spec/engine.md` §1.2).
+fn explicit_flag(attributes: &mut BTreeMap<String, String>, key: &str) -> Result<Option<bool>, Failure> {
+    if attributes.get(key).is_some_and(String::is_empty) {
+        return Err(Failure::usage(format!("non-bool value specified for {key}: ")).help(format!("write `{key}=true`")));
+    }
+    flag(attributes, key)
+}
+
 /// A boolean attribute; empty is true, as for the flags of `spec/engine.md` §1.2.
 fn flag(attributes: &mut BTreeMap<String, String>, key: &str) -> Result<Option<bool>, Failure> {
     match attributes.remove(key).as_deref() {
@@ -269,9 +308,9 @@ mod tests {
 
     #[test]
     fn forms_of_outputs() {
-        assert_eq!(one("out").expect("path"), Output::Local { dest: "out".into() });
-        assert_eq!(one("-").expect("dash"), Output::Tar { dest: Dest::Stdout });
-        assert_eq!(one("type=tar,dest=x").expect("tar"), Output::Tar { dest: Dest::File("x".into()) });
+        assert_eq!(one("out").expect("path"), Output::Local { dest: "out".into(), epoch: None });
+        assert_eq!(one("-").expect("dash"), Output::Tar { dest: Dest::Stdout, epoch: None });
+        assert_eq!(one("type=tar,dest=x").expect("tar"), Output::Tar { dest: Dest::File("x".into()), epoch: None });
         assert_eq!(one("type=cacheonly").expect("cacheonly"), Output::CacheOnly);
         match one("type=oci,dest=x.tar,compression=zstd,compression-level=9").expect("oci") {
             Output::Oci { options, dest, tar } => {
@@ -281,6 +320,14 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
+        match one("type=image,rewrite-timestamp=true,source-date-epoch=5").expect("image") {
+            Output::Image(options) => assert_eq!((options.rewrite_timestamp, options.epoch), (true, Some(5))),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(
+            one("type=local,dest=out,source-date-epoch=5").expect("local"),
+            Output::Local { dest: "out".into(), epoch: Some(5) }
+        );
     }
 
     #[test]
@@ -296,6 +343,10 @@ mod tests {
             "type=oci,dest=x,compression=gzip,compression-level=high",
             "type=oci,tar=false",
             "type=tar,dest=x,surprise=1",
+            "type=tar,dest=x,rewrite-timestamp=true",
+            "type=image,rewrite-timestamp",
+            "type=image,rewrite-timestamp=maybe",
+            "type=image,source-date-epoch=yesterday",
         ] {
             assert!(one(spec).is_err(), "{spec}");
         }

@@ -13,9 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cache::{Codec, LayerId, LayerInfo, Store};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
-use oci::layer::TarWriter;
+use oci::layer::{LayerError, LayerReader, ReadLimits, TarWriter};
 use oci::{Descriptor, DiffId, media_type};
 use solver::{Chain, OpError, Outcome, Progress};
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
 use crate::layer::{LayerSink, PackOptions, Packed, write_tree};
@@ -45,6 +46,8 @@ pub struct PackedLayer {
     pub created_at: i64,
     /// The form that was wanted, with an OCI media type. A plain one may not be stored: the tar can be made again.
     pub blob: Descriptor,
+    /// The time, in seconds since the epoch, that no time in it is later than, when it was written again for that.
+    pub clamped_to: Option<i64>,
 }
 
 type Job = Shared<BoxFuture<'static, Result<PackedLayer, OpError>>>;
@@ -90,6 +93,37 @@ impl Packer {
         Ok(packed)
     }
 
+    /// As [`Packer::packed`], with layers written again in which no time is later than `latest`, seconds since the epoch:
+    /// all but the leading ones that are those of the image `base`. Spec: `spec/engine.md` §1.8.
+    ///
+    /// # Errors
+    /// The first failure in the order of the layers.
+    pub async fn clamped(
+        &self,
+        chain: &Chain,
+        base: &[DiffId],
+        latest: i64,
+        wanted: Wanted,
+    ) -> Result<Vec<PackedLayer>, OpError> {
+        let mut n_base = 0;
+        for (layer, diff_id) in chain.layers().iter().zip(base) {
+            if crate::engine::known_layer(&self.inner.store, layer)?.diff_id.as_ref() != Some(diff_id) {
+                break;
+            }
+            n_base += 1;
+        }
+        let mut packed = self.packed(&Chain::new(chain.layers()[..n_base].to_vec()), wanted).await?;
+        let rest = (n_base + 1..=chain.layers().len()).map(|n_layers| {
+            let chain = Chain::new(chain.layers()[..n_layers].to_vec());
+            tokio::spawn(clamp(self.inner.clone(), chain, wanted, latest))
+        });
+        // All are begun before the first is awaited.
+        for task in rest.collect::<Vec<_>>() {
+            packed.push(joined(task.await)?);
+        }
+        Ok(packed)
+    }
+
     /// The job of the top layer of `chain`, begun when nobody has asked before.
     fn job(&self, chain: &Chain, wanted: Wanted) -> Job {
         let Some(top) = chain.layers().last() else {
@@ -101,31 +135,60 @@ impl Packer {
         let job = jobs.entry((top.id.clone(), wanted)).or_insert_with(|| {
             // The handle is kept: the job is never detached from those who wait for it.
             let task = tokio::runtime::Handle::current().spawn(pack(self.inner.clone(), chain.clone(), wanted));
-            let outcome = async move {
-                match task.await {
-                    Ok(result) => result,
-                    Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-                    Err(_) => Err(OpError::cancelled()),
-                }
-            };
-            outcome.boxed().shared()
+            async move { joined(task.await) }.boxed().shared()
         });
         job.clone()
     }
 }
 
+fn joined<T>(outcome: Result<Result<T, OpError>, JoinError>) -> Result<T, OpError> {
+    match outcome {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(OpError::cancelled()),
+    }
+}
+
 /// Packs the top layer of `chain`.
 async fn pack(inner: Arc<Inner>, chain: Chain, wanted: Wanted) -> Result<PackedLayer, OpError> {
-    let (below, top) = chain.layers().split_at(chain.layers().len() - 1);
-    let info = crate::engine::known_layer(&inner.store, &top[0])?;
+    let info = top_of(&inner, &chain)?;
     if let Some(packed) = already_packed(&inner.store, &info, wanted)? {
         return Ok(packed);
     }
+    fetch(&inner, &info).await?;
+    if let Some(packed) = already_packed(&inner.store, &info, wanted)? {
+        return Ok(packed);
+    }
+    let below = trees_below(&inner, &chain, &info).await?;
+    joined(tokio::task::spawn_blocking(move || pack_blocking(&inner, &info, &below, wanted)).await)
+}
+
+/// Writes the top layer of `chain` again, without times later than `latest`.
+async fn clamp(inner: Arc<Inner>, chain: Chain, wanted: Wanted, latest: i64) -> Result<PackedLayer, OpError> {
+    let info = top_of(&inner, &chain)?;
+    fetch(&inner, &info).await?;
+    let below = trees_below(&inner, &chain, &info).await?;
+    let work = move || {
+        // Nothing else holds its bytes: they are not those of the layer.
+        let wanted = Wanted { store_plain: true, ..wanted };
+        let packed = write_once(&inner, &info, &below, wanted, Some(latest))?;
+        Ok(PackedLayer { clamped_to: Some(latest), ..packed.into_layer(info.created_at) })
+    };
+    joined(tokio::task::spawn_blocking(work).await)
+}
+
+fn top_of(inner: &Inner, chain: &Chain) -> Result<LayerInfo, OpError> {
+    let top = chain.layers().last().ok_or_else(|| OpError::internal("a chain without layers was packed"))?;
+    crate::engine::known_layer(&inner.store, top)
+}
+
+/// Gets the bytes of a layer that has none here.
+async fn fetch(inner: &Inner, info: &LayerInfo) -> Result<(), OpError> {
     // A pulled layer may not be here, and its tree does not give the bytes of its tar again: tars of others may name a
     // file twice, or in another order. One that was built has some form here.
     let lacks_bytes = match &info.diff_id {
-        Some(diff_id) if own_tree(&info).is_none() => inner.store.find_blobs(diff_id)?.is_empty(),
-        _ => own_tree(&info).is_none() && !info.has_tar,
+        Some(diff_id) if own_tree(info).is_none() => inner.store.find_blobs(diff_id)?.is_empty(),
+        _ => own_tree(info).is_none() && !info.has_tar,
     };
     if lacks_bytes {
         let diff_id = info.diff_id.as_ref().ok_or_else(|| OpError::internal("a layer without any form was packed"))?;
@@ -133,22 +196,20 @@ async fn pack(inner: Arc<Inner>, chain: Chain, wanted: Wanted) -> Result<PackedL
         let fetched = inner.images.ensure_blob(diff_id, &step, &inner.cancel).await;
         step.finish(outcome(&fetched));
         fetched?;
-        if let Some(packed) = already_packed(&inner.store, &info, wanted)? {
-            return Ok(packed);
-        }
     }
-    let below = match own_tree(&info) {
+    Ok(())
+}
+
+/// The trees that the tar of a layer's own tree is made against; none are needed for a layer that has another form.
+async fn trees_below(inner: &Inner, chain: &Chain, info: &LayerInfo) -> Result<Vec<PathBuf>, OpError> {
+    let (_, below) = chain.layers().split_last().unzip();
+    match own_tree(info) {
         // They are there: the tree was made on top of them, and the lease keeps them. Nothing will be shown.
         Some(_) => {
-            inner.images.ensure_trees(&Chain::new(below.to_vec()), &Progress::silent().start(""), &inner.cancel).await?
+            let below = Chain::new(below.unwrap_or_default().to_vec());
+            inner.images.ensure_trees(&below, &Progress::silent().start(""), &inner.cancel).await
         }
-        None => Vec::new(),
-    };
-    let work = move || pack_blocking(&inner, &info, &below, wanted);
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Err(_) => Err(OpError::cancelled()),
+        None => Ok(Vec::new()),
     }
 }
 
@@ -177,19 +238,19 @@ fn already_packed(store: &Store, info: &LayerInfo, wanted: Wanted) -> Result<Opt
     let is_at_hand = || !wanted.store_plain || store.blob_path(diff_id.digest()).is_some();
     if let (Codec::Plain, Some(bytes), true) = (wanted.codec, info.tar_bytes, is_at_hand()) {
         let blob = Descriptor::new(media_type::OCI_LAYER, diff_id.digest().clone(), bytes);
-        return Ok(Some(PackedLayer { diff_id, created_at, blob }));
+        return Ok(Some(PackedLayer { diff_id, created_at, blob, clamped_to: None }));
     }
     if wanted.codec == Codec::Plain {
         return Ok(None);
     }
     if let Some(blob) = store.find_blob(&diff_id, wanted.codec)? {
-        return Ok(Some(PackedLayer { diff_id, created_at, blob }));
+        return Ok(Some(PackedLayer { diff_id, created_at, blob, clamped_to: None }));
     }
     // A base image's layer keeps the compression that it came with.
     if !wanted.force {
         let came_compressed = store.find_blobs(&diff_id)?.into_iter().find(|blob| blob.digest != *diff_id.digest());
         if let (true, Some(blob)) = (is_foreign(info), came_compressed) {
-            return Ok(Some(PackedLayer { diff_id, created_at, blob }));
+            return Ok(Some(PackedLayer { diff_id, created_at, blob, clamped_to: None }));
         }
     }
     Ok(None)
@@ -207,25 +268,58 @@ fn pack_blocking(inner: &Inner, info: &LayerInfo, below: &[PathBuf], wanted: Wan
         return Err(OpError::internal(format!("layer {known} has become {} when it was packed again", packed.diff_id)));
     }
     inner.store.set_diff_id(&info.layer.id, &packed.diff_id, packed.tar_bytes)?;
-    let plain = || Descriptor::new(media_type::OCI_LAYER, packed.diff_id.digest().clone(), packed.tar_bytes);
-    let blob = packed.blobs.first().map_or_else(plain, |(_, blob)| blob.clone());
-    Ok(PackedLayer { diff_id: packed.diff_id.clone(), created_at: info.created_at, blob })
+    Ok(packed.into_layer(info.created_at))
+}
+
+impl Packed {
+    fn into_layer(self, created_at: i64) -> PackedLayer {
+        let plain = || Descriptor::new(media_type::OCI_LAYER, self.diff_id.digest().clone(), self.tar_bytes);
+        let blob = self.blobs.first().map_or_else(plain, |(_, blob)| blob.clone());
+        PackedLayer { diff_id: self.diff_id, created_at, blob, clamped_to: None }
+    }
 }
 
 fn pack_once(inner: &Inner, info: &LayerInfo, below: &[PathBuf], wanted: Wanted) -> Result<Packed, OpError> {
+    write_once(inner, info, below, wanted, None)
+}
+
+/// Makes the tar, without times later than `latest`, and from it what is wanted.
+fn write_once(
+    inner: &Inner,
+    info: &LayerInfo,
+    below: &[PathBuf],
+    wanted: Wanted,
+    latest: Option<i64>,
+) -> Result<Packed, OpError> {
     let store = &inner.store;
     let codecs = if wanted.codec == Codec::Plain { Vec::new() } else { vec![wanted.codec] };
     let fault = |error: crate::layer::TreeError| OpError::environment(format!("cannot pack a layer: {error}"));
     let mut sink =
         LayerSink::new(store, &PackOptions { keep_plain: wanted.codec == Codec::Plain && wanted.store_plain, codecs })
             .map_err(fault)?;
-    if let Some(tree) = own_tree(info) {
-        let lower = Below::new(below.to_vec());
-        let mut tar = TarWriter::new(Cancellable { inner: &mut sink, cancel: &inner.cancel });
-        write_tree(tree, &lower, &mut tar).map_err(|error| cancelled_or(&inner.cancel, || fault(error)))?;
-        tar.finish().map_err(|error| OpError::environment(format!("cannot pack a layer: {error}")))?;
-    } else {
-        stream_tar(store, info, &mut sink, &inner.cancel)?;
+    let cannot = |error: LayerError| {
+        cancelled_or(&inner.cancel, || OpError::environment(format!("cannot pack a layer: {error}")))
+    };
+    let writer = |sink| {
+        let tar = TarWriter::new(Cancellable { inner: sink, cancel: &inner.cancel });
+        if let Some(latest) = latest { tar.clamp_times(latest) } else { tar }
+    };
+    match (own_tree(info), latest) {
+        (Some(tree), _) => {
+            let lower = Below::new(below.to_vec());
+            let mut tar = writer(&mut sink);
+            write_tree(tree, &lower, &mut tar).map_err(|error| cancelled_or(&inner.cancel, || fault(error)))?;
+            tar.finish().map_err(cannot)?;
+        }
+        (None, None) => stream_tar(store, info, &mut sink, &inner.cancel)?,
+        (None, Some(_)) => {
+            let mut tar = writer(&mut sink);
+            let mut entries = LayerReader::new(open_tar(store, info)?, ReadLimits::default());
+            while let Some(mut member) = entries.next_member().map_err(cannot)? {
+                tar.append(&member.entry, &mut member.content).map_err(cannot)?;
+            }
+            tar.finish().map_err(cannot)?;
+        }
     }
     sink.finish().map_err(fault)
 }

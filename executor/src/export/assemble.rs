@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use oci::image::to_manifest_json;
 use oci::{Descriptor, DiffId, Digest, HistoryEntry, ImageConfig, Manifest, media_type};
 
+use crate::packer::PackedLayer;
+
 /// What is known of an image before its documents are written.
 #[derive(Clone, Debug)]
 pub struct Assembly {
@@ -29,6 +31,15 @@ pub struct AssembledLayer {
     pub created_at: i64,
     /// The blob that the manifest names.
     pub blob: Descriptor,
+    /// The time that no time in it is later than, when it was written again for that.
+    pub clamped_to: Option<i64>,
+}
+
+impl From<PackedLayer> for AssembledLayer {
+    fn from(layer: PackedLayer) -> Self {
+        let PackedLayer { diff_id, created_at, blob, clamped_to } = layer;
+        Self { diff_id, created_at, blob, clamped_to }
+    }
 }
 
 /// An image's documents, ready to be stored.
@@ -83,7 +94,7 @@ pub fn assemble(
         media_type: Some(manifest_type.to_owned()),
         artifact_type: None,
         config: Descriptor::new(config_type, Digest::of(&config), config.len() as u64),
-        layers: layers.iter().map(|layer| layer_descriptor(&layer.blob, types)).collect(),
+        layers: layers.iter().map(|layer| layer_descriptor(layer, types)).collect(),
         subject: None,
         annotations: if types == MediaTypes::Oci { annotations.clone() } else { BTreeMap::new() },
     };
@@ -145,13 +156,21 @@ fn fill_times(history: &mut [HistoryEntry]) {
     }
 }
 
-fn layer_descriptor(blob: &Descriptor, types: MediaTypes) -> Descriptor {
+fn layer_descriptor(layer: &AssembledLayer, types: MediaTypes) -> Descriptor {
+    let blob = &layer.blob;
     let media_type = match types {
         MediaTypes::Oci => oci_layer_type(&blob.media_type),
         MediaTypes::Docker => docker_layer_type(&blob.media_type),
     };
-    Descriptor::new(media_type, blob.digest.clone(), blob.size_bytes)
+    let mut descriptor = Descriptor::new(media_type, blob.digest.clone(), blob.size_bytes);
+    if let (MediaTypes::Oci, Some(seconds)) = (types, layer.clamped_to) {
+        descriptor.annotations.insert(CLAMPED_ANNOTATION.to_owned(), seconds.to_string());
+    }
+    descriptor
 }
+
+/// Says of a layer that its times were clamped, and to what. Spec: `spec/engine.md` §1.8.
+const CLAMPED_ANNOTATION: &str = "buildkit/rewritten-timestamp";
 
 fn oci_layer_type(media_type: &str) -> &str {
     match media_type {
@@ -187,7 +206,7 @@ mod tests {
     fn layer(name: &str, created_at: i64) -> AssembledLayer {
         let digest = Digest::of(name.as_bytes());
         let blob = Descriptor::new(media_type::OCI_LAYER_GZIP, digest.clone(), 1);
-        AssembledLayer { diff_id: DiffId::of_uncompressed(digest), created_at, blob }
+        AssembledLayer { diff_id: DiffId::of_uncompressed(digest), created_at, blob, clamped_to: None }
     }
 
     fn assembly(history: Vec<HistoryEntry>, n_base_history: usize, epoch: Option<i64>) -> Assembly {
@@ -247,5 +266,14 @@ mod tests {
         assert_eq!(docker.layers[0].media_type, media_type::DOCKER_LAYER_GZIP);
         let oci = assemble(&one, &[layer("a", 0)], MediaTypes::Oci, &annotations).parsed;
         assert_eq!(oci.annotations, annotations);
+    }
+
+    #[test]
+    fn layers_with_clamped_times_say_so() {
+        let one = assembly(vec![entry("a", None, false)], 0, Some(5));
+        let clamped = AssembledLayer { clamped_to: Some(5), ..layer("a", 0) };
+        let layer_of = |types| assemble(&one, std::slice::from_ref(&clamped), types, &BTreeMap::new()).parsed.layers;
+        assert_eq!(layer_of(MediaTypes::Oci)[0].annotations["buildkit/rewritten-timestamp"], "5");
+        assert!(layer_of(MediaTypes::Docker)[0].annotations.is_empty());
     }
 }

@@ -50,12 +50,21 @@ pub struct TarWriter<W: Write> {
     /// Scratch for content that comes as a reader; empty until then.
     copy_buffer: Vec<u8>,
     written_bytes: u64,
+    /// Seconds since the epoch that no time may be later than.
+    latest: Option<i64>,
 }
 
 impl<W: Write> TarWriter<W> {
     /// Starts an archive on `inner`.
     pub fn new(inner: W) -> Self {
-        Self { inner, name: Vec::new(), records: Vec::new(), copy_buffer: Vec::new(), written_bytes: 0 }
+        Self { inner, name: Vec::new(), records: Vec::new(), copy_buffer: Vec::new(), written_bytes: 0, latest: None }
+    }
+
+    /// Writes `seconds` since the epoch in place of every later time (`spec/engine.md` §1.8).
+    #[must_use]
+    pub fn clamp_times(mut self, seconds: i64) -> Self {
+        self.latest = Some(seconds);
+        self
     }
 
     /// Bytes of the archive so far.
@@ -101,6 +110,8 @@ impl<W: Write> TarWriter<W> {
     }
 
     fn write_header(&mut self, entry: &Entry<'_>) -> Result<(), LayerError> {
+        let mtime_secs = self.latest.map_or(entry.mtime_secs, |latest| entry.mtime_secs.min(latest));
+        let entry = &Entry { mtime_secs, ..*entry };
         let parts = HeaderParts::of(entry)?;
         let mut name = std::mem::take(&mut self.name);
         name.clear();

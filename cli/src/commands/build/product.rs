@@ -40,7 +40,9 @@ pub(crate) fn products(request: &BuildRequest) -> Vec<Product> {
 
 /// In which forms layers will be asked for, so that they can be made while later steps run.
 pub(crate) fn wanted(products: &[Product]) -> Vec<Wanted> {
-    let mut wanted: Vec<Wanted> = products.iter().filter_map(Product::wanted).collect();
+    // What will be written again with other times is not needed as it is.
+    let as_made = products.iter().filter(|product| !product.rewrites_times());
+    let mut wanted: Vec<Wanted> = as_made.filter_map(Product::wanted).collect();
     wanted.dedup();
     wanted
 }
@@ -66,6 +68,15 @@ impl Product {
             Output::Local { .. } | Output::Tar { .. } | Output::CacheOnly => return None,
         };
         Some(Wanted { codec: options.codec.unwrap_or(default), force: options.force_compression, store_plain })
+    }
+
+    fn rewrites_times(&self) -> bool {
+        match &self.output {
+            Output::Image(options) | Output::Oci { options, .. } | Output::Docker { options, .. } => {
+                options.rewrite_timestamp
+            }
+            Output::Local { .. } | Output::Tar { .. } | Output::CacheOnly => false,
+        }
     }
 
     /// Writes it.
@@ -101,9 +112,9 @@ impl Product {
                 let (store, dest, step) = (store.clone(), dest.clone(), step.clone());
                 blocking(move || write_archive(&store, &archive, &dest, &step)).await
             }
-            Output::Local { dest } => {
+            Output::Local { dest, epoch } => {
                 let root = engine.root_view(chain, step).await?;
-                let (dest, epoch, step) = (dest.clone(), plan.epoch, step.clone());
+                let (dest, epoch, step) = (dest.clone(), epoch.or(plan.epoch), step.clone());
                 blocking(move || {
                     let exported = export_local(&root, &dest, epoch)?;
                     step.status("copying files", exported.bytes, 0, true);
@@ -111,9 +122,9 @@ impl Product {
                 })
                 .await
             }
-            Output::Tar { dest } => {
+            Output::Tar { dest, epoch } => {
                 let root = engine.root_view(chain, step).await?;
-                let (dest, epoch, step) = (dest.clone(), plan.epoch, step.clone());
+                let (dest, epoch, step) = (dest.clone(), epoch.or(plan.epoch), step.clone());
                 blocking(move || {
                     to_dest(&dest, |out| export_tar(&root, out, epoch))?;
                     step.status("sending tarball", 0, 0, true);
@@ -135,17 +146,22 @@ impl Product {
     ) -> Result<ImageDocuments, OpError> {
         let image = plan.images.first().ok_or_else(|| OpError::internal("a plan without an image"))?;
         let wanted = self.wanted().ok_or_else(|| OpError::internal("a product without layers was packed"))?;
-        let packed = engine.packer().packed(chain, wanted).await?;
+        let epoch = options.epoch.or(plan.epoch);
+        if options.rewrite_timestamp && epoch.is_none() {
+            step.warn("rewrite-timestamp is specified, but no source-date-epoch was found");
+        }
+        let base = image.base.as_ref().map_or(&[][..], |base| &base.diff_ids);
+        let packed = match epoch.filter(|_| options.rewrite_timestamp) {
+            Some(epoch) => engine.packer().clamped(chain, base, epoch, wanted).await?,
+            None => engine.packer().packed(chain, wanted).await?,
+        };
         step.status("exporting layers", 0, 0, true);
-        let layers: Vec<AssembledLayer> = packed
-            .into_iter()
-            .map(|layer| AssembledLayer { diff_id: layer.diff_id, created_at: layer.created_at, blob: layer.blob })
-            .collect();
+        let layers: Vec<AssembledLayer> = packed.into_iter().map(AssembledLayer::from).collect();
         let assembly = Assembly {
             config: image.config.clone(),
             history: image.history.iter().map(|history| history.entry.clone()).collect(),
             n_base_history: image.history.iter().take_while(|history| history.from_base).count(),
-            epoch: plan.epoch,
+            epoch,
         };
         let types = if options.docker_types { MediaTypes::Docker } else { MediaTypes::Oci };
         let documents = assemble(&assembly, &layers, types, &options.annotations);
@@ -164,7 +180,7 @@ impl Product {
         for_docker: bool,
     ) -> Result<Archive, OpError> {
         let documents = self.documents(plan, engine, chain, options, step).await?;
-        let created = plan.epoch.unwrap_or_else(crate::commands::now);
+        let created = options.epoch.or(plan.epoch).unwrap_or_else(crate::commands::now);
         let created = oci::time::format_rfc3339(created, 0);
         Ok(Archive { documents, names: options.names.clone(), created, for_docker })
     }

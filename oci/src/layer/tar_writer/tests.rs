@@ -104,6 +104,22 @@ fn an_extended_header_precedes_only_what_needs_it() {
 }
 
 #[test]
+fn later_times_become_the_latest() {
+    let write = |latest: Option<i64>, times: [i64; 3]| {
+        let writer = TarWriter::new(Vec::new());
+        let mut writer = if let Some(latest) = latest { writer.clamp_times(latest) } else { writer };
+        for mtime_secs in times {
+            let entry = Entry { mtime_secs, ..Entry::new(b"d", EntryKind::Directory) };
+            writer.append_bytes(&entry, &[]).expect("in memory");
+        }
+        writer.finish().expect("in memory")
+    };
+    // Beyond what a block holds, too.
+    assert!(write(Some(100), [99, 101, 1 << 40]) == write(None, [99, 100, 100]));
+    assert!(write(Some(-5), [-6, 0, 7]) == write(None, [-6, -5, -5]));
+}
+
+#[test]
 fn record_lengths_count_themselves() {
     for value_len in 0..1200 {
         let mut record = Vec::new();
