@@ -294,6 +294,8 @@ pub(super) fn plan_failure(error: PlanError) -> Failure {
         message: error.message,
         help,
         locations: error.locations,
+        span: error.span,
+        word: error.word,
         source: None,
         of_build: true,
     }))
@@ -305,6 +307,8 @@ fn solve_failure(error: SolveError) -> Failure {
         message: error.error.message,
         help: error.error.help,
         locations: error.location.into_iter().collect(),
+        span: None,
+        word: error.error.word,
         source: None,
         of_build: true,
     }))
