@@ -109,14 +109,13 @@ impl Case {
 
 /// A file of the build by the heading of its section.
 fn file(heading: &str, content: String) -> (String, Vec<u8>) {
-    let (name, form) = heading.split_once(' ').unwrap_or((heading, ""));
-    let bytes = match form {
-        "" => content.into_bytes(),
-        "(crlf)" => content.replace('\n', "\r\n").into_bytes(),
-        "(bom)" => format!("\u{feff}{content}").into_bytes(),
-        other => panic!("`{other}` is neither (crlf) nor (bom)"),
-    };
-    (name.to_owned(), bytes)
+    if let Some(name) = heading.strip_suffix(" (crlf)") {
+        (name.to_owned(), content.replace('\n', "\r\n").into_bytes())
+    } else if let Some(name) = heading.strip_suffix(" (bom)") {
+        (name.to_owned(), format!("\u{feff}{content}").into_bytes())
+    } else {
+        (heading.to_owned(), content.into_bytes())
+    }
 }
 
 /// Lines of both texts, those of only one of them marked.
