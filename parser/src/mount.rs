@@ -185,6 +185,7 @@ impl MountError {
             Self::VariableInFrom => {
                 "name a stage by it, `FROM $IMAGE AS files` with a global ARG, and write `from=files`".into()
             }
+            Self::NotAPair(field) if field.is_empty() => "let no comma stand at an end, or before a blank".into(),
             Self::NotAPair(field) => match nearest(&field.to_lowercase(), BARE_KEYS) {
                 Some(name) => format!("did you mean `{name}`?"),
                 None => format!("write `{field}=value`; only {} stand alone", listed(BARE_KEYS)),

@@ -17,7 +17,8 @@
 //! on standard error, in which `[DIR]` stands for the directory of the build. Every other section is a file in there;
 //! behind its name, `(crlf)` and `(bom)` say how it is written.
 //!
-//! No case needs root, a base image or a network. Progress is not shown, so that what is left is the report. It has at most
+//! No case needs root, a base image or a network. Progress is not shown, and with `--progress=plain` among the arguments,
+//! which shows warnings, it is left out; so what is left is the report. It has at most
 //! [`MAX_LINES`] lines, unless a line that begins with `# long: ` says why it needs more.
 //!
 //! `RBUILD_BLESS=1` writes what was printed into the files.
@@ -83,9 +84,14 @@ impl Case {
         let mut command = Command::new(rbuild_bin());
         // Settings of this machine do not count. Nobody listens on the port of the proxy.
         command.env_clear().env("HOME", dir.path()).env("NO_COLOR", "1").env("HTTPS_PROXY", "http://127.0.0.1:9");
-        command.arg("--store").arg(store).args(["build", "--progress=quiet"]).args(&self.args);
+        command.arg("--store").arg(store).arg("build").args(&self.args);
+        if !self.args.iter().any(|arg| arg.starts_with("--progress")) {
+            command.arg("--progress=quiet");
+        }
         let output = command.current_dir(dir.path()).stdin(Stdio::null()).output().expect("rbuild starts");
-        let report = String::from_utf8_lossy(&output.stderr).replace(&dir.path().display().to_string(), "[DIR]");
+        let printed = String::from_utf8_lossy(&output.stderr).replace(&dir.path().display().to_string(), "[DIR]");
+        let is_report = |line: &&str| !line.trim().is_empty() && !line.starts_with('#');
+        let report: String = printed.split_inclusive('\n').filter(is_report).collect();
         format!("-- exit {} --\n{report}", output.status.code().expect("no signal ends it"))
     }
 

@@ -134,6 +134,7 @@ impl ExpandFault {
             Self::MissingBrace => "close the substitution with `}`".to_owned(),
             Self::MissingSlash => "write it as `${NAME/old/new}`".to_owned(),
             Self::BadSubstitution => "write it as `${NAME}`".to_owned(),
+            Self::UnsupportedModifier(end) if end == "\u{fffd}" => "close the substitution with `}`".to_owned(),
             Self::UnsupportedModifier(_) => OPERATORS.to_owned(),
             Self::Required { name, .. } => {
                 format!("give `{name}` a value with ARG or ENV, or pass --build-arg {name}=VALUE")

@@ -123,7 +123,10 @@ impl From<OpError> for PlanError {
 impl From<ExpandError> for PlanError {
     fn from(error: ExpandError) -> Self {
         let fault = Self::input(error.to_string()).about(&error.word);
-        Self { help: error.fault.help().into_iter().collect(), ..fault }
+        let is_like_json = error.word.starts_with("['");
+        let of_json = || "the JSON form takes double quotes: `[\"one\", \"two\"]`".to_owned();
+        let help = if is_like_json { Some(of_json()) } else { error.fault.help() };
+        Self { help: help.into_iter().collect(), ..fault }
     }
 }
 
