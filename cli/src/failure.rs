@@ -1,6 +1,7 @@
 //! Failures of the program, with their exit codes (`shared` house style: 1 build or input, 2 usage, 3 environment,
 //! 70 a bug, 130 stopped by the user).
 
+use parser::SourceSpan;
 use solver::{Location, OpError, Tier};
 
 /// Exit codes.
@@ -36,6 +37,10 @@ pub(crate) struct Report {
     pub(crate) help: Vec<String>,
     /// Places in the Dockerfile.
     pub(crate) locations: Vec<Location>,
+    /// The word at fault, if the parser knows where it stands.
+    pub(crate) span: Option<SourceSpan>,
+    /// The word at fault, to be found in the lines at those places.
+    pub(crate) word: Option<String>,
     /// The Dockerfile, for the excerpt.
     pub(crate) source: Option<Source>,
     /// Whether it is the failure of a build, which is introduced as BuildKit does.
@@ -93,8 +98,16 @@ impl Failure {
     }
 
     fn report(tier: Tier, message: impl Into<String>) -> Self {
-        let (message, help, locations) = (message.into(), Vec::new(), Vec::new());
-        Self::Failed(Box::new(Report { tier, message, help, locations, source: None, of_build: false }))
+        Self::Failed(Box::new(Report {
+            tier,
+            message: message.into(),
+            help: Vec::new(),
+            locations: Vec::new(),
+            span: None,
+            word: None,
+            source: None,
+            of_build: false,
+        }))
     }
 }
 
@@ -105,6 +118,8 @@ impl From<OpError> for Failure {
             message: error.message,
             help: error.help,
             locations: Vec::new(),
+            span: None,
+            word: error.word,
             source: None,
             of_build: false,
         };

@@ -2,8 +2,11 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::ops::RangeInclusive;
 
+use parser::{LineRange, SourceSpan};
 use solver::{Location, Tier};
+use unicode_width::UnicodeWidthChar;
 
 use crate::failure::{Failure, Report, Source};
 use crate::ui;
@@ -30,9 +33,78 @@ pub(crate) fn fault_of_check(report: &Report) {
     ui::stderr(|out| out.write_all(text.as_bytes()));
 }
 
+/// An instruction of more lines than this is not shown as a whole.
+const MAX_MARKED: usize = 4;
+
+/// The place of a failure: a header for programs that open files, the line at fault between its neighbours, and carets
+/// under the word. What has several lines, or places, is shown without neighbours.
 fn excerpts(report: &Report) -> String {
     let Some(source) = &report.source else { return String::new() };
-    merged(&report.locations).iter().map(|location| excerpt(source, location)).collect()
+    // The parser does not count the byte-order mark either.
+    let source_text = source.text.strip_prefix('\u{feff}').unwrap_or(&source.text);
+    let lines: Vec<&str> = source_text.lines().collect();
+    let places: Vec<RangeInclusive<usize>> =
+        merged(&report.locations).iter().filter_map(|location| marked_lines(location, lines.len())).collect();
+    let Some(first) = places.first().map(|place| *place.start()) else { return String::new() };
+    let span = culprit(report, source_text);
+    let mut text = match span {
+        Some(span) => format!("{}:{}:{}\n", source.name, span.line, span.column),
+        None => format!("{}:{first}\n", source.name),
+    };
+    let is_at_fault = |number: usize| span.is_some_and(|span| span.line as usize == number);
+    let has_neighbours = places.len() == 1 && places[0].start() == places[0].end();
+    for place in &places {
+        let shown = match has_neighbours {
+            true => place.start() - 1..=place.end() + 1,
+            false => place.clone(),
+        };
+        let is_long = shown.clone().count() > MAX_MARKED;
+        let mut is_cut = false;
+        for number in shown.filter(|number| (1..=lines.len()).contains(number)) {
+            if is_long && number != *place.start() && !is_at_fault(number) {
+                text.push_str(if is_cut { "" } else { "     | …\n" });
+                is_cut = true;
+                continue;
+            }
+            is_cut = false;
+            text += &line_of_excerpt(number, place.contains(&number), lines[number - 1]);
+            if let Some(span) = span.filter(|_| is_at_fault(number)) {
+                let _ = writeln!(text, "     |     {}", under(lines[number - 1], span));
+            }
+        }
+    }
+    text
+}
+
+/// Where the word at fault stands.
+fn culprit(report: &Report, text: &str) -> Option<SourceSpan> {
+    let find = |word: &String| {
+        let find_in =
+            |at: &Location| SourceSpan::find(text, LineRange { start: at.start_line, end: at.end_line }, word);
+        report.locations.iter().find_map(find_in)
+    };
+    report.span.or_else(|| report.word.as_ref().and_then(find))
+}
+
+/// The lines of a place that are in the file; `None` when there are none.
+fn marked_lines(location: &Location, n_lines: usize) -> Option<RangeInclusive<usize>> {
+    let first = location.start_line.max(1) as usize;
+    let last = (location.end_line as usize).clamp(first, n_lines.max(first));
+    (first <= n_lines).then_some(first..=last)
+}
+
+fn line_of_excerpt(number: usize, is_marked: bool, line: &str) -> String {
+    let mark = if is_marked { ">>>" } else { "   " };
+    format!(" {number:3} | {mark} {line}").trim_end().to_owned() + "\n"
+}
+
+/// Carets under a word. Tabs stay tabs, so that they are as wide as above; other characters have the width of theirs.
+fn under(line: &str, span: SourceSpan) -> String {
+    let mut chars = line.chars();
+    let before: Vec<char> = chars.by_ref().take((span.column as usize).saturating_sub(1)).collect();
+    let blank = |c: &char| if *c == '\t' { "\t".to_owned() } else { " ".repeat(c.width().unwrap_or(0)) };
+    let width: usize = chars.take(span.length as usize).map(|c| c.width().unwrap_or(0)).sum();
+    before.iter().map(blank).collect::<String>() + &"^".repeat(width.max(1))
 }
 
 fn render(report: &Report) -> String {
@@ -86,7 +158,7 @@ fn push_help(text: &mut String, help: &[String]) {
     }
 }
 
-/// The excerpt of `spec/dockerfile.md` §1.12: two lines of context around a single line, one around several.
+/// The excerpt of a warning (`spec/dockerfile.md` §1.12): two lines of context around a single line, one around several.
 pub(crate) fn excerpt(source: &Source, location: &Location) -> String {
     let lines: Vec<&str> = source.text.split('\n').collect();
     let (first, last) = (location.start_line.max(1) as usize, location.end_line.max(location.start_line) as usize);
@@ -179,6 +251,36 @@ mod tests {
         assert_eq!(
             text,
             "D:3\n--------------------\n   2 |     2\n   3 | >>> 3\n   4 | >>> 4\n   5 |     5\n--------------------\n"
+        );
+    }
+
+    fn place(text: &str, locations: &[(u32, u32)], word: &str) -> String {
+        let locations = locations.iter().map(|&(start_line, end_line)| Location { start_line, end_line }).collect();
+        let Failure::Failed(report) = Failure::input("m") else { unreachable!("an input is wrong") };
+        let source = Some(Source { name: "D".into(), text: text.into() });
+        excerpts(&Report { locations, source, word: Some(word.to_owned()), ..*report })
+    }
+
+    #[test]
+    fn a_failure_has_a_caret_under_its_word() {
+        let text = "FROM a\n\tCOPY\tx /y\n\nRUN x \\\n  äö z\n";
+        assert_eq!(
+            place(text, &[(2, 2)], "/y"),
+            "D:2:9\n   1 |     FROM a\n   2 | >>> \tCOPY\tx /y\n     |     \t    \t  ^^\n   3 |\n"
+        );
+        assert_eq!(place(text, &[(4, 5)], "z"), "D:5:6\n   4 | >>> RUN x \\\n   5 | >>>   äö z\n     |          ^\n");
+        assert_eq!(place("\u{feff}RUN\n", &[(1, 1)], "RUN"), "D:1:1\n   1 | >>> RUN\n     |     ^^^\n");
+        assert_eq!(place("FROM a\r\nRUN\r\n", &[(2, 2)], "?"), "D:2\n   1 |     FROM a\n   2 | >>> RUN\n");
+        assert_eq!(place("\n", &[(7, 9)], "x"), "");
+    }
+
+    #[test]
+    fn several_places_stand_together_and_long_ones_are_cut() {
+        assert_eq!(place("a\nb\nc\nd\n", &[(4, 4), (2, 2)], "b"), "D:2:1\n   2 | >>> b\n     |     ^\n   4 | >>> d\n");
+        let long: String = (1..=20).map(|number| format!("l{number}\n")).collect();
+        assert_eq!(
+            place(&long, &[(2, 19)], "l9"),
+            "D:9:1\n   2 | >>> l2\n     | …\n   9 | >>> l9\n     |     ^^\n     | …\n"
         );
     }
 }

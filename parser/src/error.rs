@@ -4,6 +4,7 @@
 //! helpful than that (the offending word, suggestions, further faults) stands beside the message.
 
 use std::fmt;
+use std::ops::Range;
 
 /// Lines of one instruction.
 ///
@@ -32,6 +33,42 @@ pub struct SourceSpan {
     pub column: u32,
     /// Length in characters; the word ends on the same line.
     pub length: u32,
+}
+
+impl SourceSpan {
+    /// Finds `word` in the given lines of a Dockerfile: where it stands alone, else where it is part of a longer word,
+    /// which then is the span. `None` when it is nowhere, for instance because a variable stands for it.
+    pub fn find(text: &str, lines: LineRange, word: &str) -> Option<Self> {
+        let first = lines.start.max(1);
+        let n_lines = (lines.end.max(first) - first) as usize + 1;
+        let candidates = || (first..).zip(text.split('\n').skip(first as usize - 1).take(n_lines));
+        let alone = candidates().find_map(|(line, text)| Some((line, text, find_alone(text, word)?)));
+        let found =
+            alone.or_else(|| candidates().find_map(|(line, text)| Some((line, text, find_within(text, word)?))));
+        let (line, text, range) = found?;
+        let count = |text: &str| u32::try_from(text.chars().count()).unwrap_or(u32::MAX - 1);
+        Some(Self { line, column: count(&text[..range.start]) + 1, length: count(&text[range]) })
+    }
+}
+
+/// The first place at which `word` is not a part of a longer word.
+pub(crate) fn find_alone(text: &str, word: &str) -> Option<Range<usize>> {
+    // Paths, numbers and names of flags are words as a whole.
+    let is_inner = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | '/');
+    let ranges = text.match_indices(word).map(|(start, word)| start..start + word.len());
+    ranges.filter(|range| !range.is_empty()).find(|range| {
+        let before = text[..range.start].chars().next_back();
+        let behind = text[range.end..].chars().next();
+        !before.is_some_and(is_inner) && !behind.is_some_and(is_inner)
+    })
+}
+
+/// The first word between blanks that has `part` in it.
+fn find_within(text: &str, part: &str) -> Option<Range<usize>> {
+    let at = if part.is_empty() { None } else { text.find(part) }?;
+    let start = text[..at].rfind(char::is_whitespace).map_or(0, |blank| blank + 1);
+    let behind = at + part.len();
+    Some(start..text[behind..].find(char::is_whitespace).map_or(text.len(), |blank| behind + blank))
 }
 
 /// A fault in the text of a Dockerfile.
@@ -80,3 +117,27 @@ impl fmt::Display for ParseError {
 }
 
 impl std::error::Error for ParseError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_found_where_they_stand_alone() {
+        let text = "FROM scratch\nCOPY --from=a a \\\n  ../b/c äöü /a\n";
+        let table = [
+            ("a", Some((2, 13, 1))),
+            ("b/c", Some((3, 3, 6))),
+            ("/a", Some((3, 14, 2))),
+            ("äöü", Some((3, 10, 3))),
+            ("scratch", None),
+            ("", None),
+        ];
+        for (word, want) in table {
+            let found = SourceSpan::find(text, LineRange { start: 2, end: 3 }, word);
+            assert_eq!(found.map(|span| (span.line, span.column, span.length)), want, "{word}");
+        }
+        assert_eq!(SourceSpan::find(text, LineRange { start: 9, end: 12 }, "a"), None);
+        assert_eq!(SourceSpan::find(text, LineRange { start: 0, end: 0 }, "FROM").map(|span| span.line), Some(1));
+    }
+}

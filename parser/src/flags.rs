@@ -11,6 +11,7 @@ use nom::error::Error;
 use nom::multi::fold_many0;
 use nom::sequence::preceded;
 
+use crate::instruction::TABLES;
 use crate::node::Fault;
 use crate::suggest::with_suggestion;
 
@@ -99,19 +100,27 @@ impl Flags {
             let Some(&(known, kind)) = table.iter().find(|(known, _)| *known == name) else {
                 let candidates = table.iter().map(|(known, _)| *known);
                 let fault = about(with_suggestion(format!("unknown flag: --{name}"), name, candidates));
-                return Err(fault.help(accepted(keyword, table)));
+                let elsewhere = taken_by(name).map(|others| format!("; --{name} is a flag of {others}"));
+                return Err(fault.help(accepted(keyword, table) + &elsewhere.unwrap_or_default()));
             };
             if kind != FlagKind::List && flags.iter().any(|(used, _)| *used == known) {
-                return Err(about(format!("duplicate flag specified: --{name}")));
+                return Err(about(format!("duplicate flag specified: --{name}")).help("give it once"));
             }
             let value = match (kind, flag.value.as_deref()) {
                 (FlagKind::Bool, None) => "true".to_owned(),
                 (FlagKind::Bool, Some("")) | (FlagKind::Text | FlagKind::List, None) => {
-                    return Err(about(format!("missing a value on flag: --{name}")));
+                    let fault = about(format!("missing a value on flag: --{name}"));
+                    return Err(fault.help(match kind {
+                        FlagKind::Bool => format!("write `--{name}`, or `--{name}=false`"),
+                        _ => format!("write `--{name}=VALUE`, with `=` and without a blank"),
+                    }));
                 }
                 (FlagKind::Bool, Some(text)) => match text.to_ascii_lowercase().as_str() {
                     lower @ ("true" | "false") => lower.to_owned(),
-                    _ => return Err(about(format!("expecting boolean value for flag --{name}, not: {text}"))),
+                    _ => {
+                        let message = format!("expecting boolean value for flag --{name}, not: {text}");
+                        return Err(about(message).help(format!("write `--{name}`, or `--{name}=false`")));
+                    }
                 },
                 (FlagKind::Text | FlagKind::List, Some(text)) => text.to_owned(),
             };
@@ -142,6 +151,13 @@ fn accepted(keyword: &str, table: FlagTable) -> String {
     }
     let names: Vec<String> = table.iter().map(|(name, _)| format!("--{name}")).collect();
     format!("`{keyword}` takes {}", names.join(", "))
+}
+
+/// The instructions that have a flag of that name.
+fn taken_by(name: &str) -> Option<String> {
+    let has_it = |table: FlagTable| table.iter().any(|(known, _)| *known == name);
+    let keywords: Vec<&str> = TABLES.iter().filter(|(_, table)| has_it(table)).map(|(keyword, _)| *keyword).collect();
+    (!keywords.is_empty()).then(|| keywords.join(" and "))
 }
 
 #[cfg(test)]

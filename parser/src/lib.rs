@@ -88,7 +88,7 @@ pub fn parse_onbuild_trigger(text: &str) -> Result<Instruction, ParseError> {
     if line.node.keyword.eq_ignore_ascii_case("from") {
         return Err(ParseError::new("FROM isn't allowed as an ONBUILD trigger"));
     }
-    parse_instruction(line).map_err(|fault| without_lines(fault.into_error(line.lines)))
+    parse_instruction(line, lexed.escape).map_err(|fault| without_lines(fault.into_error(line.lines)))
 }
 
 /// The first fault is the one that BuildKit reports; the others stand beside it in source order.
@@ -146,7 +146,7 @@ impl Builder {
     }
 
     fn add_instruction(&mut self, line: &LogicalLine) -> Result<(), Fault> {
-        let instruction = parse_instruction(line)?;
+        let instruction = parse_instruction(line, self.file.directives.escape)?;
         let Instruction { lines, comments, checks, .. } = &instruction;
         match &instruction.kind {
             InstructionKind::Arg(arg) => {

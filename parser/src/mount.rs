@@ -175,6 +175,69 @@ pub enum MountError {
     Expand(#[from] ExpandError),
 }
 
+impl MountError {
+    /// What to do about it.
+    pub fn help(&self) -> Option<String> {
+        Some(match self {
+            Self::Csv(_) => {
+                "separate `key=value` pairs by commas, without blanks: `type=cache,target=/root/.cache`".into()
+            }
+            Self::VariableInFrom => {
+                "name a stage by it, `FROM $IMAGE AS files` with a global ARG, and write `from=files`".into()
+            }
+            Self::NotAPair(field) if field.is_empty() => "let no comma stand at an end, or before a blank".into(),
+            Self::NotAPair(field) => match nearest(&field.to_lowercase(), BARE_KEYS) {
+                Some(name) => format!("did you mean `{name}`?"),
+                None => format!("write `{field}=value`; only {} stand alone", listed(BARE_KEYS)),
+            },
+            Self::UnknownKey { .. } => format!("the keys are {}, env", listed(KEYS[..N_PLAIN_KEYS].iter().copied())),
+            Self::UnknownType { .. } => format!("the types are {}", listed(MountType::ALL.map(MountType::name))),
+            Self::UnknownSharing { .. } => "the values are shared, private and locked".into(),
+            Self::KeyOfOtherType { key, .. } => match key.as_str() {
+                "size" => "`size` is for `type=tmpfs`, which has to stand before it".into(),
+                _ => format!("`{key}` is for `type=secret` and `type=ssh`, which have to stand before it"),
+            },
+            Self::InvalidValue { key, .. } if key == "size" => "a size is a number with a unit: `size=64m`".into(),
+            Self::InvalidValue { key, .. } => format!("write `{key}`, or `{key}=false`"),
+            Self::InvalidNumber { key: "mode", .. } => "a mode is octal: `mode=0755`".into(),
+            Self::InvalidNumber { key, .. } => format!("give a number: `{key}=1000`"),
+            Self::NotAllowed { key, kind } => {
+                format!("leave `{key}` out: a {} mount has the modes and owners of its files", kind.name())
+            }
+            Self::SharingOfOtherType(_) | Self::SecretSharing => "`sharing` is for `type=cache`".into(),
+            Self::SecretFrom => "pass the secret with `--secret id=NAME,src=FILE`".into(),
+            Self::SecretWithoutName => {
+                "name it: `--mount=type=secret,id=token`, and pass `--secret id=token,src=FILE`".into()
+            }
+            Self::SecretNamedTwice => "`source` is another name of `id`: leave one of them out".into(),
+            Self::SshSource => "name the agent by `id`, and where its socket goes by `target`".into(),
+            Self::Expand(error) => return error.fault.help(),
+        })
+    }
+
+    /// What of the mount is at fault, as it stands in the Dockerfile unless it has variables in it.
+    pub fn culprit(&self) -> Option<&str> {
+        match self {
+            Self::NotAPair(word) | Self::UnknownKey { key: word, .. } | Self::KeyOfOtherType { key: word, .. } => {
+                Some(word)
+            }
+            Self::UnknownType { value, .. } | Self::UnknownSharing { value, .. } => Some(value),
+            Self::InvalidValue { value, .. } | Self::InvalidNumber { value, .. } => Some(value),
+            Self::NotAllowed { key, .. } => Some(key),
+            Self::SharingOfOtherType(_) | Self::SecretSharing => Some("sharing"),
+            Self::SecretFrom | Self::VariableInFrom => Some("from"),
+            Self::SecretNamedTwice | Self::SshSource => Some("source"),
+            Self::SecretWithoutName => Some("type=secret"),
+            Self::Expand(error) => Some(&error.word),
+            Self::Csv(_) => None,
+        }
+    }
+}
+
+fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    names.into_iter().collect::<Vec<_>>().join(", ")
+}
+
 fn suggestion(nearest: Option<&str>) -> String {
     nearest.map(|name| format!(" (did you mean {name}?)")).unwrap_or_default()
 }
@@ -200,6 +263,12 @@ const KEYS: [&str; 18] = [
     "rw",
     "env",
 ];
+
+/// How many of [`KEYS`], from the first, are no short forms. `env` is none either, and the last one.
+const N_PLAIN_KEYS: usize = 12;
+
+/// Keys that need no value.
+const BARE_KEYS: [&str; 5] = ["readonly", "ro", "readwrite", "rw", "required"];
 
 /// Checks what holds for every RUN: the CSV, and that `from` has no variable.
 ///

@@ -161,7 +161,9 @@ impl Args {
             let Some((key, value)) = word.split_once('=') else {
                 let quoted = go::quote(&word);
                 let message = format!("Syntax error - can't find = in {quoted}. Must be of the form: name=value");
-                return Err(Fault::new(message).about(word).help("quote a value that has blanks in it"));
+                return Err(Fault::new(message)
+                    .about(word.as_str())
+                    .help(format!("write `{word}=value`; a value that has blanks in it needs quotes around it")));
             };
             pairs.push((key.to_owned(), value.to_owned()));
         }

@@ -1,5 +1,7 @@
 //! STOPSIGNAL after expansion. Spec: §2.12.
 
+use crate::suggest;
+
 /// A text that is no signal.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", wording(.0))]
@@ -29,6 +31,13 @@ pub fn check(text: &str) -> Result<(), SignalError> {
         Err(_) => is_name(text),
     };
     if valid { Ok(()) } else { Err(SignalError(text.to_owned())) }
+}
+
+/// The name, with `SIG`, that may have been meant.
+pub fn nearest(text: &str) -> Option<String> {
+    let upper = text.to_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    suggest::nearest(name, NAMES).map(|name| format!("SIG{name}"))
 }
 
 fn is_name(text: &str) -> bool {

@@ -27,6 +27,8 @@ pub struct OpError {
     pub message: String,
     /// What to do, one suggestion each.
     pub help: Vec<String>,
+    /// The word of the Dockerfile that is at fault, if it is one and no variable stands for it.
+    pub word: Option<String>,
     /// Exit code of a failed command.
     pub exit_code: Option<i32>,
 }
@@ -59,8 +61,15 @@ impl OpError {
         self
     }
 
+    /// Says which word of the Dockerfile is at fault.
+    #[must_use]
+    pub fn about(mut self, word: impl Into<String>) -> Self {
+        self.word = Some(word.into());
+        self
+    }
+
     fn new(tier: Tier, message: impl Into<String>) -> Self {
-        Self { tier, message: message.into(), help: Vec::new(), exit_code: None }
+        Self { tier, message: message.into(), help: Vec::new(), word: None, exit_code: None }
     }
 }
 

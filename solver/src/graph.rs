@@ -46,6 +46,8 @@ pub struct VertexMeta {
     pub platform: Option<Platform>,
     /// `--no-cache` or `--no-cache-filter` applies: do not look the key up (the result is still stored).
     pub ignore_cache: bool,
+    /// What to say besides when it fails through the user's input: facts that only the plan knows.
+    pub help: Vec<String>,
 }
 
 /// Lines of a source file, 1-based and inclusive.

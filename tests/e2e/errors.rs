@@ -145,12 +145,14 @@ fn syntax() {
             dockerfile: "FROM busybox\nRUN --mount=type=cache,tagret=/x true\n",
             marked: &[2],
             message: "unexpected key 'tagret' in 'tagret=/x' (did you mean target?)",
+            help: &["the keys are type, …, env"],
             ..BAD
         },
         Bad {
             dockerfile: "FROM busybox\nRUN --mount=type=cahce,target=/x true\n",
             marked: &[2],
             message: "unsupported mount type \"cahce\" (did you mean cache?)",
+            help: &["the types are bind, cache, tmpfs, secret, ssh"],
             ..BAD
         },
         Bad {
@@ -181,6 +183,7 @@ fn stages() {
             dockerfile: "FROM busybox AS build\nFROM busybox\n",
             args: &["--target", "biuld"],
             message: "target stage \"biuld\" could not be found (did you mean build?)",
+            help: &["the stages are `build`"],
             ..BAD
         },
         Bad {

@@ -55,7 +55,10 @@ impl From<ContextError> for OpError {
             ContextError::Changed { .. } => {
                 Self::input(message).help("let nothing write to the context while it is built, or ignore the file")
             }
-            ContextError::NotFound { help, .. } => help.into_iter().fold(Self::input(message), Self::help),
+            ContextError::NotFound { help, path, .. } => {
+                let error = Self::input(message).about(path.trim_start_matches('/'));
+                help.into_iter().fold(error, Self::help)
+            }
             ContextError::BadPattern { .. } | ContextError::BadFilter { .. } => Self::input(message),
         }
     }

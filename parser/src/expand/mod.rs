@@ -123,6 +123,30 @@ pub enum ExpandFault {
     TooDeep,
 }
 
+impl ExpandFault {
+    /// What to do about it.
+    pub fn help(&self) -> Option<String> {
+        const OPERATORS: &str = "after the name, `${X…}` takes `:-default`, `:+alternative`, `:?message`, `#prefix`, \
+                                 `%suffix` or `/old/new`";
+        Some(match self {
+            Self::OpenSingleQuote => "close the quote; an apostrophe that is text stands in double quotes".to_owned(),
+            Self::OpenDoubleQuote => "close the quote; a quote that is text has an escape before it: `\\\"`".to_owned(),
+            Self::MissingBrace => "close the substitution with `}`".to_owned(),
+            Self::MissingSlash => "write it as `${NAME/old/new}`".to_owned(),
+            Self::BadSubstitution => "write it as `${NAME}`".to_owned(),
+            Self::UnsupportedModifier(end) if end == "\u{fffd}" => "close the substitution with `}`".to_owned(),
+            Self::UnsupportedModifier(_) => OPERATORS.to_owned(),
+            Self::Required { name, .. } => {
+                format!("give `{name}` a value with ARG or ENV, or pass --build-arg {name}=VALUE")
+            }
+            Self::InvalidPattern { .. } => {
+                "in a pattern, a backslash stands only before `*`, `?`, `/`, `}` and another backslash".to_owned()
+            }
+            Self::TooDeep => return None,
+        })
+    }
+}
+
 /// Expands words. Copies of it are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expander {

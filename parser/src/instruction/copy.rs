@@ -1,11 +1,11 @@
 //! COPY and ADD. Spec: §1.9, §2.15–2.24.
 
-use super::{AddInstruction, CopyInstruction, SourceContent, words_of};
+use super::{AddInstruction, CopyInstruction, SourceContent, with_example, words_of};
 use crate::flags::{FlagKind, FlagTable, Flags};
 use crate::lexer::{Heredoc, heredoc_word, strip_tabs};
 use crate::node::{Fault, Node};
 
-const COPY_FLAGS: FlagTable = &[
+pub(super) const COPY_FLAGS: FlagTable = &[
     ("from", FlagKind::Text),
     ("chown", FlagKind::Text),
     ("chmod", FlagKind::Text),
@@ -14,7 +14,7 @@ const COPY_FLAGS: FlagTable = &[
     ("exclude", FlagKind::List),
 ];
 
-const ADD_FLAGS: FlagTable = &[
+pub(super) const ADD_FLAGS: FlagTable = &[
     ("chown", FlagKind::Text),
     ("chmod", FlagKind::Text),
     ("link", FlagKind::Bool),
@@ -62,9 +62,15 @@ pub(super) fn parse_add(node: &Node, heredocs: &[Heredoc]) -> Result<AddInstruct
 fn sources_and_dest<'a>(keyword: &str, node: &'a Node) -> Result<(&'a [String], &'a String), Fault> {
     match words_of(&node.args) {
         [sources @ .., dest] if !sources.is_empty() => Ok((sources, dest)),
-        _ => Err(Fault::new(format!(
-            "{keyword} requires at least two arguments, but only one was provided. Destination could not be determined"
-        ))),
+        words => {
+            let fault = Fault::new(format!(
+                "{keyword} requires at least two arguments, but only one was provided. Destination could not be determined"
+            ));
+            Err(match words {
+                [source, ..] => fault.about(source).help(format!("say where it goes: `{keyword} {source} /app/`")),
+                [] => with_example(fault, keyword),
+            })
+        }
     }
 }
 
@@ -78,7 +84,8 @@ fn split_sources(
     // A word with unbalanced quotes is no heredoc; expansion will say what is wrong with it.
     let as_heredoc = |word: &str| heredoc_word(word).ok().flatten();
     if as_heredoc(dest).is_some() {
-        return Err(Fault::new(format!("{keyword} cannot accept a heredoc as a destination")).about(dest));
+        let fault = Fault::new(format!("{keyword} cannot accept a heredoc as a destination")).about(dest);
+        return Err(fault.help(format!("name the file behind it: `{keyword} {dest} /app/file`")));
     }
     let mut paths = Vec::new();
     let mut contents = Vec::new();

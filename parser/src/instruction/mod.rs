@@ -41,10 +41,19 @@ const KEYWORDS: [&str; 18] = [
     "WORKDIR",
 ];
 
-/// Checks an instruction other than FROM.
-pub(crate) fn parse_instruction(line: &LogicalLine) -> Result<Instruction, Fault> {
+/// The flags of every instruction that has some.
+pub(crate) const TABLES: [(&str, FlagTable); 5] = [
+    ("ADD", copy::ADD_FLAGS),
+    ("COPY", copy::COPY_FLAGS),
+    ("FROM", stage::FLAGS),
+    ("HEALTHCHECK", healthcheck::FLAGS),
+    ("RUN", run::FLAGS),
+];
+
+/// Checks an instruction other than FROM. `escape` is the file's.
+pub(crate) fn parse_instruction(line: &LogicalLine, escape: char) -> Result<Instruction, Fault> {
     let mut instruction = Instruction {
-        kind: parse_kind(line)?,
+        kind: parse_kind(line, escape)?,
         lines: line.lines,
         original: line.text.trim().to_owned(),
         keyword_as_written: line.node.keyword.clone(),
@@ -56,7 +65,7 @@ pub(crate) fn parse_instruction(line: &LogicalLine) -> Result<Instruction, Fault
     Ok(instruction)
 }
 
-fn parse_kind(line: &LogicalLine) -> Result<InstructionKind, Fault> {
+fn parse_kind(line: &LogicalLine, escape: char) -> Result<InstructionKind, Fault> {
     let node = &line.node;
     match node.keyword.to_ascii_lowercase().as_str() {
         "add" => copy::parse_add(node, &line.heredocs).map(InstructionKind::Add),
@@ -76,13 +85,17 @@ fn parse_kind(line: &LogicalLine) -> Result<InstructionKind, Fault> {
         "user" => simple::parse_text("USER", node).map(InstructionKind::User),
         "volume" => simple::parse_volume(node).map(InstructionKind::Volume),
         "workdir" => simple::parse_text("WORKDIR", node).map(InstructionKind::Workdir),
-        _ => Err(unknown_instruction(&node.keyword)),
+        _ => Err(unknown_instruction(&node.keyword, escape)),
     }
 }
 
-fn unknown_instruction(keyword: &str) -> Fault {
+fn unknown_instruction(keyword: &str, escape: char) -> Fault {
     let message = format!("unknown instruction: {keyword}");
-    let Some(name) = nearest_ignoring_case(keyword, KEYWORDS) else { return Fault::new(message).about(keyword) };
+    let Some(name) = nearest_ignoring_case(keyword, KEYWORDS) else {
+        let help =
+            format!("a line begins with an instruction; to continue the line before, end that one with `{escape}`");
+        return Fault::new(message).about(keyword).help(help);
+    };
     // The suggestion speaks as the user does.
     let name = if keyword.chars().any(char::is_uppercase) { name.to_owned() } else { name.to_lowercase() };
     Fault::new(format!("{message} (did you mean {name}?)")).about(keyword)
@@ -95,7 +108,32 @@ fn refuse_flags(keyword: &str, node: &Node) -> Result<(), Fault> {
 }
 
 fn at_least_one(keyword: &str) -> Fault {
-    Fault::new(format!("{keyword} requires at least one argument"))
+    with_example(Fault::new(format!("{keyword} requires at least one argument")), keyword)
+}
+
+fn exactly_one(keyword: &str) -> Fault {
+    with_example(Fault::new(format!("{keyword} requires exactly one argument")), keyword)
+}
+
+/// Shows what the instruction looks like.
+fn with_example(fault: Fault, keyword: &str) -> Fault {
+    let arguments = match keyword {
+        "ADD" | "COPY" => "src/ /app/",
+        "ARG" => "VERSION=1.0",
+        "ENV" => "MODE=production",
+        "EXPOSE" => "8080",
+        "HEALTHCHECK" => "CMD curl -f http://localhost/",
+        "LABEL" => "version=1.0",
+        "MAINTAINER" => "Jo Doe <jo@example.com>",
+        "ONBUILD" => "RUN make",
+        "SHELL" => "[\"/bin/bash\", \"-c\"]",
+        "STOPSIGNAL" => "SIGTERM",
+        "USER" => "1000:1000",
+        "VOLUME" => "/data",
+        "WORKDIR" => "/app",
+        _ => return fault,
+    };
+    fault.help(format!("for instance `{keyword} {arguments}`")).about(keyword)
 }
 
 /// The arguments as a command line: nothing is the empty text.

@@ -8,7 +8,7 @@ use crate::lexer::{Heredoc, heredoc_word};
 use crate::mount;
 use crate::node::{Fault, Node};
 
-const FLAGS: FlagTable =
+pub(super) const FLAGS: FlagTable =
     &[("mount", FlagKind::List), ("network", FlagKind::Text), ("security", FlagKind::Text), ("device", FlagKind::List)];
 
 /// Checks a RUN. The keys of mounts are not looked at: they count only when the stage is built.
@@ -17,7 +17,13 @@ pub(super) fn parse_run(node: &Node, heredocs: &[Heredoc]) -> Result<RunInstruct
     let devices = flags.list("device").iter().map(|device| parse_device(device)).collect::<Result<_, _>>()?;
     let mounts = flags.list("mount");
     for raw in &mounts {
-        mount::check_syntax(raw).map_err(|error| Fault::new(error.to_string()).about(raw.clone()))?;
+        mount::check_syntax(raw).map_err(|error| {
+            let fault = Fault::new(error.to_string()).about(raw.clone());
+            match error.help() {
+                Some(help) => fault.help(help),
+                None => fault,
+            }
+        })?;
     }
     Ok(RunInstruction {
         command: command_of(&node.args),

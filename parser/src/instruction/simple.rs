@@ -1,6 +1,6 @@
 //! The instructions that are a list, a text or a few pairs.
 
-use super::{ArgDefinition, ArgInstruction, Command, at_least_one, command_of, refuse_flags, words_of};
+use super::{ArgDefinition, ArgInstruction, Command, at_least_one, command_of, exactly_one, refuse_flags, words_of};
 use crate::lexer::LogicalLine;
 use crate::node::{Args, Fault, Node};
 use crate::words::split_keyword;
@@ -37,12 +37,13 @@ pub(super) fn parse_pairs(keyword: &str, node: &Node) -> Result<Vec<(String, Str
 
 fn blank_name(keyword: &str) -> Fault {
     Fault::new(format!("{keyword} names can not be blank"))
+        .help(format!("write `{keyword} NAME=value`, without a blank before `=`"))
 }
 
 /// MAINTAINER, USER and WORKDIR: the rest of the line.
 pub(super) fn parse_text(keyword: &str, node: &Node) -> Result<String, Fault> {
     let Args::Text(text) = &node.args else {
-        return Err(Fault::new(format!("{keyword} requires exactly one argument")));
+        return Err(exactly_one(keyword));
     };
     refuse_flags(keyword, node)?;
     Ok(text.clone())
@@ -52,7 +53,7 @@ pub(super) fn parse_text(keyword: &str, node: &Node) -> Result<String, Fault> {
 pub(super) fn parse_stopsignal(node: &Node) -> Result<String, Fault> {
     match &node.args {
         Args::Text(text) => Ok(text.clone()),
-        _ => Err(Fault::new("STOPSIGNAL requires exactly one argument")),
+        _ => Err(exactly_one("STOPSIGNAL")),
     }
 }
 
@@ -68,8 +69,14 @@ pub(super) fn parse_shell(node: &Node) -> Result<Vec<String>, Fault> {
     match &node.args {
         Args::Json(words) if !words.is_empty() => Ok(words.clone()),
         Args::Json(_) | Args::None => Err(at_least_one("SHELL")),
-        _ => Err(Fault::new("SHELL requires the arguments to be in JSON form")
-            .help("write it like `SHELL [\"/bin/bash\", \"-c\"]`")),
+        args => {
+            let fault = Fault::new("SHELL requires the arguments to be in JSON form")
+                .help("write it like `SHELL [\"/bin/bash\", \"-c\"]`");
+            Err(match args {
+                Args::Text(text) => fault.about(text),
+                _ => fault,
+            })
+        }
     }
 }
 
@@ -93,7 +100,7 @@ pub(super) fn parse_volume(node: &Node) -> Result<Vec<String>, Fault> {
     refuse_flags("VOLUME", node)?;
     let trimmed: Vec<String> = words.iter().map(|word| word.trim().to_owned()).collect();
     if trimmed.iter().any(String::is_empty) {
-        return Err(Fault::new("VOLUME specified can not be an empty string"));
+        return Err(Fault::new("VOLUME specified can not be an empty string").help("name a directory: `VOLUME /data`"));
     }
     Ok(trimmed)
 }
@@ -104,10 +111,14 @@ pub(super) fn parse_onbuild(line: &LogicalLine) -> Result<String, Fault> {
     refuse_flags("ONBUILD", &line.node)?;
     let keyword = trigger.keyword.to_ascii_uppercase();
     match keyword.as_str() {
-        "ONBUILD" => return Err(Fault::new("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed")),
+        "ONBUILD" => {
+            let fault = Fault::new("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed");
+            return Err(fault.about(trigger.keyword.clone()).help("write ONBUILD once"));
+        }
         "FROM" | "MAINTAINER" => {
             let message = format!("{keyword} isn't allowed as an ONBUILD trigger");
-            return Err(Fault::new(message).about(trigger.keyword.clone()));
+            let help = "every other instruction is, but for ONBUILD itself: `ONBUILD RUN make`";
+            return Err(Fault::new(message).about(trigger.keyword.clone()).help(help));
         }
         _ => {}
     }

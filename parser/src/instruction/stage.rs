@@ -8,16 +8,17 @@ use crate::lexer::LogicalLine;
 use crate::lint::CheckConfig;
 use crate::node::Fault;
 
-const FLAGS: FlagTable = &[("platform", FlagKind::Text)];
+pub(super) const FLAGS: FlagTable = &[("platform", FlagKind::Text)];
 
 /// Checks a FROM and opens its stage.
 pub(crate) fn parse_stage(line: &LogicalLine) -> Result<Stage, Fault> {
     let (base, name) = match words_of(&line.node.args) {
         [base] => (base, None),
         [base, as_, name] if as_.eq_ignore_ascii_case("as") => (base, Some(name)),
-        _ => {
-            return Err(Fault::new("FROM requires either one or three arguments")
-                .help("write `FROM image` or `FROM image AS name`"));
+        words => {
+            let fault = Fault::new("FROM requires either one or three arguments")
+                .help("write `FROM image` or `FROM image AS name`");
+            return Err(fault.about(words.get(1).map_or(&line.node.keyword, |surplus| surplus)));
         }
     };
     let lowered = name.map(|name| stage_name(name)).transpose()?;
@@ -45,5 +46,6 @@ fn stage_name(name: &str) -> Result<String, Fault> {
     }
     let quoted = go::quote(name);
     let message = format!("invalid name for build stage: {quoted}, name can't start with a number or contain symbols");
-    Err(Fault::new(message).about(name))
+    let help = "begin the name with a letter; letters, digits, `-`, `_` and `.` may follow";
+    Err(Fault::new(message).about(name).help(help))
 }

@@ -10,7 +10,7 @@ pub use heredoc::Heredoc;
 pub(crate) use heredoc::{heredoc_word, strip_tabs};
 
 use crate::directive::{DirectiveLine, DirectiveMode};
-use crate::error::{LineRange, ParseError, SourceSpan};
+use crate::error::{LineRange, ParseError, SourceSpan, find_alone};
 use crate::node::Node;
 use physical::{PhysicalLine, PhysicalLines};
 
@@ -219,7 +219,8 @@ fn strip_continuation(line: &str, escape: char) -> (&str, bool) {
 }
 
 fn locate(text: &str, pieces: &[Piece], word: &str) -> Option<SourceSpan> {
-    let start = if word.is_empty() { None } else { text.find(word) }?;
+    let alone = find_alone(text, word).map(|range| range.start);
+    let start = if word.is_empty() { None } else { alone.or_else(|| text.find(word)) }?;
     let index = pieces.partition_point(|piece| piece.offset_bytes <= start).checked_sub(1)?;
     let piece = pieces[index];
     let end = pieces.get(index + 1).map_or(text.len(), |next| next.offset_bytes);

@@ -39,7 +39,7 @@ impl StageBuilder<'_> {
         for source in &transfer.sources {
             let action = match GitUrl::parse(source) {
                 Some(url) => {
-                    let url = url.map_err(|error| PlanError::input(error.to_string()))?;
+                    let url = url.map_err(|error| PlanError::input(error.to_string()).about(source))?;
                     self.add_git(url, add, checksum.as_deref(), &transfer, &common, &mut actions)?
                 }
                 None if is_http(source) => self.add_url(source, add, checksum.as_deref(), &common, &mut actions)?,
@@ -62,6 +62,7 @@ impl StageBuilder<'_> {
         self.check_ignored(transfer, source);
         let unpack = if add.unpack == Some(false) { Unpack::Never } else { Unpack::IfArchive };
         let input = actions.inputs.index_of(self.context_input());
+        self.check_inside(source);
         Ok(CopyAction { unpack, ..common.action(input, selection(source, transfer)?) })
     }
 
@@ -105,9 +106,10 @@ impl StageBuilder<'_> {
             (None, _) => {}
         }
         if let Some(text) = url.checksum.as_deref().filter(|text| !text.bytes().all(|b| b.is_ascii_hexdigit())) {
-            return Err(PlanError::input(format!(
+            let fault = PlanError::input(format!(
                 "failed to load cache key: invalid checksum {text} for Git URL, expected hex commit hash"
-            )));
+            ));
+            return Err(fault.about(text).help("give the commit, as `git rev-parse HEAD` prints it"));
         }
         let op = url.to_op(add.keep_git_dir.unwrap_or(false));
         let name = super::git_url::shown(&op);
@@ -123,10 +125,14 @@ fn whole(path: &str, excludes: &[String]) -> CopySelection {
 
 fn check_may_have_checksum(sources: &[String]) -> Result<(), PlanError> {
     let [source] = sources else {
-        return Err(PlanError::input("checksum can't be specified for multiple sources"));
+        return Err(PlanError::input("checksum can't be specified for multiple sources")
+            .about("--checksum")
+            .help("write one ADD for each source"));
     };
     if GitUrl::parse(source).is_none() && !is_http(source) {
-        return Err(PlanError::input("checksum requires HTTP(S) or Git sources"));
+        return Err(PlanError::input("checksum requires HTTP(S) or Git sources")
+            .about("--checksum")
+            .help(format!("leave --checksum out: `{source}` is a file of the context")));
     }
     Ok(())
 }
@@ -138,7 +144,7 @@ fn digest(text: &str) -> Result<Digest, PlanError> {
             (DigestError::Malformed { .. }, Some((_, hex))) if is_lower_hex(hex) => "invalid checksum digest length",
             (DigestError::Malformed { .. }, _) => "invalid checksum digest format",
         };
-        PlanError::input(message).help("write it as `sha256:` and 64 hex digits")
+        PlanError::input(message).about(text).help("write it as `sha256:` and 64 hex digits")
     })
 }
 

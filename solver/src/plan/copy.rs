@@ -109,13 +109,15 @@ impl StageBuilder<'_> {
         };
         for text in &transfer.sources {
             if let Some(git) = GitUrl::parse(text) {
-                git.map_err(|error| PlanError::input(error.to_string()))?;
-                return Err(
-                    PlanError::input("source can't be a git ref for COPY").help("use ADD to fetch a repository")
-                );
+                git.map_err(|error| PlanError::input(error.to_string()).about(text))?;
+                return Err(PlanError::input("source can't be a git ref for COPY")
+                    .about(text)
+                    .help("use ADD to fetch a repository"));
             }
             if is_http(text) {
-                return Err(PlanError::input("source can't be a URL for COPY").help("use ADD to fetch a URL"));
+                return Err(PlanError::input("source can't be a URL for COPY")
+                    .about(text)
+                    .help("use ADD to fetch a URL"));
             }
         }
         let common = self.common(&transfer)?;
@@ -123,6 +125,7 @@ impl StageBuilder<'_> {
         for text in &transfer.sources {
             if copy.from.is_none() {
                 self.check_ignored(&transfer, text);
+                self.check_inside(text);
             }
             let input = actions.inputs.index_of(source);
             let action = common.action(input, selection(text, &transfer)?);
@@ -137,9 +140,10 @@ impl StageBuilder<'_> {
         match sources.first() {
             Some(Source::Stage(index)) => self.stage_input(*index).unwrap_or_else(|| {
                 let (from, current) = (from.unwrap_or_default(), &self.stage.shown);
-                Err(PlanError::input(format!(
+                let fault = PlanError::input(format!(
                     "cannot copy from stage \"{from}\", it needs to be defined before current stage \"{current}\""
-                )))
+                ));
+                Err(fault.about(from).help(format!("move the stage `{from}` before this one")))
             }),
             Some(Source::Outside(name)) => self.outside_input(name),
             Some(Source::Context) | None => Ok(None),
@@ -174,9 +178,15 @@ impl StageBuilder<'_> {
         let accounts = if has_root { Accounts::OfRoot } else { Accounts::None };
         let owner = transfer.chown.as_deref().map(|text| ownership::owner(text, accounts)).transpose();
         let owner = owner.map_err(|message| {
-            PlanError::input(message).help("there are no accounts to look names up in: give numbers to --chown")
+            PlanError::input(message)
+                .about(transfer.chown.as_deref().unwrap_or_default())
+                .help("there are no accounts to look names up in: give numbers to --chown, such as `1000:1000`")
         })?;
-        let mode = transfer.chmod.as_deref().map(ownership::mode).transpose().map_err(PlanError::input)?;
+        let mode = transfer.chmod.as_deref().map(ownership::mode).transpose().map_err(|message| {
+            PlanError::input(message)
+                .about(transfer.chmod.as_deref().unwrap_or_default())
+                .help("write it like `--chmod=755` or `--chmod=u+x,go-w`")
+        })?;
         Ok(Common { dest: paths::destination(&self.state.directory(), &transfer.dest), owner, mode, is_linked })
     }
 
@@ -206,6 +216,17 @@ impl StageBuilder<'_> {
         self.state.history.push(PlannedHistory::layer(created_by, vertex));
     }
 
+    /// A source of the main context that climbs above it is looked for within it. If nothing is there, people want to
+    /// know why.
+    pub(super) fn check_inside(&mut self, source: &str) {
+        if paths::climbs_out(source) {
+            self.help.push(format!(
+                "`{source}` leads out of the context, and only files in it can be copied: \
+                 build with the directory above as the context, and name this file with -f"
+            ));
+        }
+    }
+
     /// A source of the main context that its ignore file hides is a finding.
     pub(super) fn check_ignored(&mut self, transfer: &Transfer, source: &str) {
         let verb = if transfer.keyword == "ADD" { "Add" } else { "Copy" };
@@ -230,7 +251,9 @@ pub(super) fn selection(source: &str, transfer: &Transfer) -> Result<CopySelecti
             false => Glob::compile(relative).is_err(),
         };
     if is_bad {
-        return Err(PlanError::input(format!("invalid includepatterns: [{relative}]: {BadPattern}")));
+        return Err(PlanError::input(format!("invalid includepatterns: [{relative}]: {BadPattern}"))
+            .about(source)
+            .help("close the `[` of the pattern, or write `\\[` for a bracket that is part of the name"));
     }
     if Patterns::new(transfer.excludes).is_err() {
         let list = transfer.excludes.join(" ");

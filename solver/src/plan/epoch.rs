@@ -147,6 +147,6 @@ fn added_source(add: &AddInstruction, expander: &Expander, env: &Env) -> Result<
 }
 
 fn expand(expander: &Expander, text: &str, env: &Env) -> Result<String, PlanError> {
-    let expanded = expander.process_word(text, env).map_err(|error| PlanError::input(error.to_string()))?;
+    let expanded = expander.process_word(text, env)?;
     Ok(expanded.text)
 }

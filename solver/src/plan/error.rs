@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use parser::{LineRange, ParseError};
+use parser::expand::ExpandError;
+use parser::mount::MountError;
+use parser::{LineRange, ParseError, SourceSpan};
 
 use super::lint::Warning;
 use crate::error::{OpError, Tier};
@@ -17,6 +19,10 @@ pub struct PlanError {
     pub message: String,
     /// The lines at fault, most important first. Empty when the fault is in no line.
     pub locations: Vec<Location>,
+    /// The word at fault, if it is one word and the parser knows where it stands.
+    pub span: Option<SourceSpan>,
+    /// The word at fault, as it stands in those lines unless a variable stands for it.
+    pub word: Option<String>,
     /// Who can mend it.
     pub tier: Tier,
     /// What to do, one suggestion each.
@@ -42,6 +48,8 @@ impl PlanError {
         Self {
             message: message.into(),
             locations: Vec::new(),
+            span: None,
+            word: None,
             tier,
             help: Vec::new(),
             others: Vec::new(),
@@ -55,6 +63,13 @@ impl PlanError {
         if self.locations.is_empty() {
             self.locations.push(location(lines));
         }
+        self
+    }
+
+    /// Says which word is at fault.
+    #[must_use]
+    pub(super) fn about(mut self, word: impl Into<String>) -> Self {
+        self.word = Some(word.into());
         self
     }
 
@@ -91,6 +106,7 @@ impl From<ParseError> for PlanError {
     fn from(error: ParseError) -> Self {
         Self {
             locations: error.lines.into_iter().map(location).collect(),
+            span: error.span,
             help: error.help,
             others: error.others.into_iter().map(Self::from).collect(),
             ..Self::input(error.message)
@@ -100,7 +116,24 @@ impl From<ParseError> for PlanError {
 
 impl From<OpError> for PlanError {
     fn from(error: OpError) -> Self {
-        Self { help: error.help, ..Self::new(error.tier, error.message) }
+        Self { help: error.help, word: error.word, ..Self::new(error.tier, error.message) }
+    }
+}
+
+impl From<ExpandError> for PlanError {
+    fn from(error: ExpandError) -> Self {
+        let fault = Self::input(error.to_string()).about(&error.word);
+        let is_like_json = error.word.starts_with("['");
+        let of_json = || "the JSON form takes double quotes: `[\"one\", \"two\"]`".to_owned();
+        let help = if is_like_json { Some(of_json()) } else { error.fault.help() };
+        Self { help: help.into_iter().collect(), ..fault }
+    }
+}
+
+impl From<MountError> for PlanError {
+    fn from(error: MountError) -> Self {
+        let word = error.culprit().map(str::to_owned);
+        Self { help: error.help().into_iter().collect(), word, ..Self::input(error.to_string()) }
     }
 }
 

@@ -80,7 +80,7 @@ impl Context<'_> {
         let base = self.expand(&stage.base, stage, findings)?;
         if base.text.is_empty() {
             let message = format!("base name ({}) should not be blank", stage.base);
-            return Err(give_a_value(PlanError::input(message), &base.unset));
+            return Err(give_a_value(PlanError::input(message).about(&stage.base), &base.unset));
         }
         let mut used = base.used;
         let platform =
@@ -99,8 +99,7 @@ impl Context<'_> {
 
     /// Expands a text of FROM with the global scope; names that nobody declares are findings.
     fn expand(&self, text: &str, stage: &Stage, findings: &mut Findings) -> Result<Expanded, PlanError> {
-        let expanded = self.expander.process_word(text, &self.globals.env);
-        let expanded = expanded.map_err(|error| PlanError::input(error.to_string()))?;
+        let expanded = self.expander.process_word(text, &self.globals.env)?;
         for name in &expanded.unset {
             if !self.globals.known_names().any(|known| known == name) {
                 let nearest = suggest::nearest(name, self.globals.known_names());
@@ -125,14 +124,18 @@ impl Context<'_> {
         used.extend(expanded.used);
         let suggestion = expanded.unset.iter().find_map(|name| suggest::nearest(name, self.globals.known_names()));
         let suggested = |message: String| match suggestion {
-            Some(name) => PlanError::input(format!("{message} (did you mean {name}?)")),
-            None => PlanError::input(message),
+            Some(name) => PlanError::input(format!("{message} (did you mean {name}?)")).about(text),
+            None => PlanError::input(message).about(text),
         };
         if expanded.text.is_empty() {
-            return Err(suggested(format!("empty platform value from expression {text}")));
+            let fault = suggested(format!("empty platform value from expression {text}"));
+            // Of a name that is nearly right, the right one is the better advice.
+            return Err(if suggestion.is_some() { fault } else { give_a_value(fault, &expanded.unset) });
         }
-        Platform::parse(&expanded.text, self.build)
-            .map_err(|error| suggested(format!("failed to parse platform {text}: {error}")))
+        Platform::parse(&expanded.text, self.build).map_err(|error| {
+            suggested(format!("failed to parse platform {text}: {error}"))
+                .help("a platform is OS/ARCHITECTURE[/VARIANT], such as `linux/amd64` or `linux/arm64`")
+        })
     }
 
     /// Finds images that are only named when build arguments are given.

@@ -5,7 +5,8 @@
 use oci::image::Healthcheck;
 use parser::instruction::{ArgInstruction, Command, HealthcheckInstruction};
 use parser::lint::{self, looks_like_secret};
-use parser::{port, signal};
+use parser::port::{self, PortError};
+use parser::signal;
 
 use super::error::PlanError;
 use super::history::{self, PlannedHistory};
@@ -130,7 +131,8 @@ impl StageBuilder<'_> {
     pub(super) fn volume(&mut self, words: &[String]) -> Result<(), PlanError> {
         let paths: Vec<String> = words.iter().map(|word| self.expand(word)).collect::<Result<_, _>>()?;
         if paths.iter().any(String::is_empty) {
-            return Err(PlanError::input("VOLUME specified can not be an empty string"));
+            return Err(PlanError::input("VOLUME specified can not be an empty string")
+                .help("name a directory, and give every variable in it a value"));
         }
         paths.iter().for_each(|path| self.state.add_volume(path));
         self.add_metadata(format!("VOLUME {}", history::plain_list(&paths)));
@@ -146,7 +148,13 @@ impl StageBuilder<'_> {
 
     pub(super) fn stop_signal(&mut self, text: &str) -> Result<(), PlanError> {
         let signal = self.expand(text)?;
-        signal::check(&signal).map_err(|error| PlanError::input(error.to_string()))?;
+        signal::check(&signal).map_err(|error| {
+            let help = match signal::nearest(&signal) {
+                Some(name) => format!("did you mean {name}?"),
+                None => "a signal is a name such as SIGTERM, or its number".to_owned(),
+            };
+            PlanError::input(error.to_string()).about(text).help(help)
+        })?;
         if self.state.platform.os == "windows" {
             return Err(PlanError::input("The daemon on this platform does not support the command STOPSIGNAL"));
         }
@@ -187,7 +195,14 @@ impl StageBuilder<'_> {
     fn ports(&mut self, text: &str) -> Result<Vec<String>, PlanError> {
         let mut warn = |found| self.findings.raise(found);
         let spec = port::parse_port(text, self.here.lines, &self.here.checks, &mut warn);
-        spec.map(|spec| spec.keys().collect()).map_err(|error| PlanError::input(error.to_string()))
+        spec.map(|spec| spec.keys().collect()).map_err(|error| {
+            let help = match error {
+                PortError::InvalidProtocol { .. } => "the protocols are tcp, udp and sctp: `53/udp`",
+                PortError::RangeMismatch { .. } => "let both ranges have the same length",
+                _ => "a port is a number up to 65535, or a range: `8080`, `53/udp`, `8000-8010`",
+            };
+            PlanError::input(error.to_string()).about(text).help(help)
+        })
     }
 
     fn add_metadata(&mut self, created_by: String) {

@@ -65,7 +65,7 @@ impl StageBuilder<'_> {
             Ok(expanded.text)
         });
         self.check_unset(&unset);
-        spec.map_err(|error| PlanError::input(error.to_string()))
+        spec.map_err(PlanError::from)
     }
 
     fn bind_mount(&mut self, spec: &MountSpec, source: &Source, mounts: &mut Mounts) -> Result<Mount, PlanError> {
@@ -147,7 +147,9 @@ impl StageBuilder<'_> {
     fn mount_target(&self, spec: &MountSpec) -> Result<String, PlanError> {
         let target = self.absolute(spec.target.as_deref().unwrap_or_default());
         if target == "/" {
-            return Err(PlanError::input("invalid mount target \"/\"").help("give a directory with `target=`"));
+            return Err(PlanError::input("invalid mount target \"/\"")
+                .about(spec.target.as_deref().unwrap_or("--mount"))
+                .help("say where in the root it is mounted, with `target=`: `target=/mnt`"));
         }
         Ok(target)
     }
@@ -159,9 +161,10 @@ impl StageBuilder<'_> {
             Source::Stage(index) => self.stage_input(*index).unwrap_or_else(|| {
                 let from = spec.from.as_deref().unwrap_or_default();
                 let target = spec.target.as_deref().unwrap_or_default();
-                Err(PlanError::input(format!(
+                let fault = PlanError::input(format!(
                     "cannot mount from stage \"{from}\" to \"{target}\", stage needs to be defined before current command"
-                )))
+                ));
+                Err(fault.about(from).help(format!("move the stage `{from}` before this one")))
             }),
         }
     }

@@ -17,6 +17,23 @@ pub(super) fn clean(path: &str) -> String {
     format!("/{}", parts.join("/"))
 }
 
+/// Whether a path has more `..` than directories to leave.
+pub(super) fn climbs_out(path: &str) -> bool {
+    let mut depth = 0_usize;
+    path.split('/').any(|part| match part {
+        "" | "." => false,
+        ".." if depth == 0 => true,
+        ".." => {
+            depth -= 1;
+            false
+        }
+        _ => {
+            depth += 1;
+            false
+        }
+    })
+}
+
 /// `path` seen from the directory `dir`, cleaned.
 pub(super) fn join(dir: &str, path: &str) -> String {
     if path.starts_with('/') { clean(path) } else { clean(&format!("{dir}/{path}")) }
@@ -86,6 +103,16 @@ mod tests {
         ];
         for (workdir, dest, wanted) in table {
             assert_eq!(destination(workdir, dest), wanted, "{workdir} {dest}");
+        }
+    }
+
+    #[test]
+    fn paths_can_climb_out() {
+        for path in ["..", "../x", "/../x", "a/../../x", "./../x/.."] {
+            assert!(climbs_out(path), "{path}");
+        }
+        for path in ["", ".", "x", "a/..", "a/../x", "..x", "a/b/../../c"] {
+            assert!(!climbs_out(path), "{path}");
         }
     }
 

@@ -152,7 +152,14 @@ impl<'a> Finder<'a> {
         let resolved = result.map_err(|error| {
             let message = format!("{name}: {}", error.message);
             let candidates = stage_names.iter().copied().chain(COMMON_IMAGES);
-            PlanError { message: suggest::with_suggestion(message, name, candidates), ..PlanError::from(error) }
+            let message = suggest::with_suggestion(message, name, candidates);
+            let fault = PlanError { message, ..PlanError::from(error) }.about(name);
+            match stage_names.contains(&name.as_str()) {
+                true => {
+                    fault.help(format!("the stage `{name}` comes later: move it before the one that begins with it"))
+                }
+                false => fault,
+            }
         })?;
         Ok(Origin::Image(Box::new(FoundImage { resolved, context: None })))
     }

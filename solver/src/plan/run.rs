@@ -61,7 +61,9 @@ impl StageBuilder<'_> {
     fn command(&self, script: RunScript) -> Result<(Vec<String>, Vec<InlineScript>), PlanError> {
         match script {
             RunScript::Exec(words) if words.is_empty() => {
-                Err(PlanError::input("failed to marshal LLB definition: arguments are required"))
+                Err(PlanError::input("failed to marshal LLB definition: arguments are required")
+                    .about("[")
+                    .help("give a program and its arguments: `RUN [\"make\", \"all\"]`"))
             }
             RunScript::Exec(words) => Ok((words, Vec::new())),
             RunScript::Shell(text) => Ok((self.with_shell(text), Vec::new())),

@@ -104,8 +104,7 @@ impl Globals {
                     (Some(given), _) => (Some(given.clone()), Vec::new()),
                     (None, Some(default)) => {
                         let expanded = expander.process_word(default, &env);
-                        let fault = |error: parser::expand::ExpandError| PlanError::input(error.to_string());
-                        let expanded = expanded.map_err(|error| fault(error).at(statement.lines))?;
+                        let expanded = expanded.map_err(|error| PlanError::from(error).at(statement.lines))?;
                         (Some(expanded.text), expanded.used)
                     }
                     (None, None) => (None, Vec::new()),

@@ -36,6 +36,8 @@ pub(super) struct StageBuilder<'a> {
     /// Whether the stage itself has said CMD.
     pub(super) has_own_cmd: bool,
     ignore_cache: bool,
+    /// [`VertexMeta::help`] of the next vertex of the instruction at hand.
+    pub(super) help: Vec<String>,
 }
 
 /// The instruction at hand.
@@ -73,6 +75,7 @@ impl<'a> StageBuilder<'a> {
             here: Here { lines: stage.lines, checks: stage.checks.clone(), ..Here::default() },
             has_own_cmd: false,
             ignore_cache: is_covered,
+            help: Vec::new(),
         }
     }
 
@@ -168,7 +171,7 @@ impl<'a> StageBuilder<'a> {
         {
             self.check_unset(std::slice::from_ref(name));
         }
-        PlanError::input(error.to_string())
+        PlanError::from(error)
     }
 
     /// Names that nobody defines are findings, even when a default stands in for them.
@@ -191,6 +194,7 @@ impl<'a> StageBuilder<'a> {
             slot: self.slot(part),
             platform: self.target.is_multi.then(|| self.state.platform.clone()),
             ignore_cache: self.ignore_cache,
+            help: std::mem::take(&mut self.help),
         };
         self.graph.add(Vertex { op: Arc::new(op), inputs, meta })
     }

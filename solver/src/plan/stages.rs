@@ -140,7 +140,12 @@ impl Stages {
         };
         self.named(&target.to_lowercase()).last().copied().ok_or_else(|| {
             let message = format!("target stage \"{target}\" could not be found");
-            PlanError::input(suggest::with_suggestion(message, target, self.names()))
+            let names: Vec<String> = self.names().map(|name| format!("`{name}`")).collect();
+            let help = match names.is_empty() {
+                true => format!("no stage has a name: write `FROM … AS {target}`"),
+                false => format!("the stages are {}", names.join(", ")),
+            };
+            PlanError::input(suggest::with_suggestion(message, target, self.names())).help(help)
         })
     }
 
@@ -187,15 +192,20 @@ impl Stages {
 
     fn copy_source(&self, from: &str, index: StageIdx) -> Result<Source, PlanError> {
         if from.contains('$') {
-            return Err(PlanError::input(
+            let fault = PlanError::input(
                 "variable expansion is not supported for --from, define a new stage with FROM using ARG from global \
                  scope as a workaround",
-            ));
+            );
+            let help = "name a stage by the variable, `FROM $IMAGE AS files`, and write `--from=files`";
+            return Err(fault.about(from).help(help));
         }
         match from.parse::<i64>() {
             Ok(number) => match usize::try_from(number) {
                 Ok(number) if number < self.list.len() => Ok(Source::Stage(number)),
-                _ => Err(PlanError::input(format!("invalid stage index {from}"))),
+                _ => Err(PlanError::input(format!("invalid stage index {from}")).about(from).help(format!(
+                    "the stages are numbered from 0 to {}; names are easier to keep right",
+                    self.list.len() - 1
+                ))),
             },
             Err(_) => Ok(self.named_source(from, index)),
         }
@@ -227,7 +237,13 @@ impl Stages {
         for (index, stage) in self.list.iter().enumerate() {
             if let Some(lines) = find_cycle(&graph, nodes[index], &mut seen) {
                 let fault = PlanError::input(format!("circular dependency detected on stage: {}", stage.shown));
-                let mut fault = fault.help("let only one of the stages take files from the other");
+                let mut fault = match lines.as_slice() {
+                    [_] => fault.about(&stage.shown).help(
+                        "a stage cannot take files from itself: leave `from` out for files of the context, or name an \
+                         earlier stage",
+                    ),
+                    _ => fault.help("let only one of the stages take files from the other"),
+                };
                 fault.locations = lines.into_iter().map(super::error::location).collect();
                 return Err(fault);
             }
@@ -325,9 +341,13 @@ pub(super) fn check_name(name: &str, lines: LineRange) -> Result<(), PlanError> 
         return Ok(());
     }
     let parsed = ImageRef::parse_normalized(name);
-    parsed
-        .map(drop)
-        .map_err(|error| PlanError::input(format!("failed to parse stage name \"{name}\": {error}")).at(lines))
+    parsed.map(drop).map_err(|error| {
+        let fault = PlanError::input(format!("failed to parse stage name \"{name}\": {error}")).about(name).at(lines);
+        match name.chars().any(char::is_uppercase) {
+            true => fault.help(format!("names of images are in lower case: `{}`", name.to_lowercase())),
+            false => fault,
+        }
+    })
 }
 
 /// The instructions along a cycle that begins at `start` or is reached from there, the closing one first.

@@ -28,7 +28,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::error::OpError;
+use crate::error::{OpError, Tier};
 use crate::graph::{Chain, Graph, Input, Location, ResultRef, Vertex, VertexId};
 use crate::key;
 use crate::op::Op;
@@ -462,12 +462,15 @@ impl<'a> Schedule<'a> {
         Ok(Subject { op: op.clone(), inputs: results, facts, ignore_cache: meta.ignore_cache })
     }
 
-    fn fail_vertex(&mut self, id: VertexId, error: OpError) {
+    fn fail_vertex(&mut self, id: VertexId, mut error: OpError) {
         if self.failure.is_some() {
             // The first failure has caused this one. Its step is shown as cancelled, together with the others.
             return;
         }
         let meta = &self.graph.vertex(id).meta;
+        if error.tier == Tier::Input {
+            error.help.extend(meta.help.iter().cloned());
+        }
         let step = self.nodes[id.index()].step.take();
         if let Some(step) = &step {
             step.finish(Outcome::Failed(error.message.clone()));

@@ -244,6 +244,9 @@ fn dockerfile_help(failure: Failure, path: &Path, kind: ErrorKind) -> Failure {
             }
             None => failure.help(format!("looked for {shown}; name another file with -f")),
         },
+        ErrorKind::IsADirectory if path.join("Dockerfile").is_file() => {
+            failure.help(format!("did you mean `-f {}`?", path.join("Dockerfile").display()))
+        }
         _ => failure.help(format!("looked at {shown}; name a file with -f")),
     }
 }

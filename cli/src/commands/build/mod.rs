@@ -287,13 +287,17 @@ pub(super) fn plan_failure(error: PlanError) -> Failure {
     let mut help = error.help;
     help.extend(error.others.iter().map(|other| {
         let line = other.locations.first().map(|at| format!("line {}: ", at.start_line)).unwrap_or_default();
-        format!("also: {line}{}", other.message)
+        // The parser has the line in its message.
+        let has_line = line.is_empty() || other.message.contains(&format!("on {line}"));
+        format!("also: {}{}", if has_line { "" } else { &line }, other.message)
     }));
     Failure::Failed(Box::new(Report {
         tier: error.tier,
         message: error.message,
         help,
         locations: error.locations,
+        span: error.span,
+        word: error.word,
         source: None,
         of_build: true,
     }))
@@ -305,6 +309,8 @@ fn solve_failure(error: SolveError) -> Failure {
         message: error.error.message,
         help: error.error.help,
         locations: error.location.into_iter().collect(),
+        span: None,
+        word: error.error.word,
         source: None,
         of_build: true,
     }))
