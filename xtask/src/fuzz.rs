@@ -8,8 +8,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::process::{is_installed, output, run_command, say, work_dir, workspace};
 
-/// The targets, each with what makes seeds for it.
-const TARGETS: [(&str, fn(&[Sample]) -> Vec<Vec<u8>>); 4] = [
+/// A target's name, and what makes seeds for it.
+type Target = (&'static str, fn(&[Sample]) -> Vec<Vec<u8>>);
+
+const TARGETS: [Target; 4] = [
     ("parser", |samples| samples.iter().map(|sample| sample.dockerfile.clone().into_bytes()).collect()),
     ("expander", words),
     ("flags", lines),
@@ -37,8 +39,6 @@ pub(crate) fn fuzz(args: &[String]) -> Result<()> {
     }
     Ok(())
 }
-
-type Target = (&'static str, fn(&[Sample]) -> Vec<Vec<u8>>);
 
 fn parse(args: &[String]) -> Result<(Vec<Target>, u64)> {
     let mut targets = Vec::new();
