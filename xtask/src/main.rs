@@ -1,10 +1,11 @@
-//! Developer commands: `cargo xtask demo`, `test`, `bases` and `bench`.
+//! Developer commands: `cargo xtask demo`, `test`, `bases`, `bench` and `fuzz`.
 #![forbid(unsafe_code)]
 #![expect(clippy::disallowed_methods, reason = "developer commands read their own settings")]
 
 mod bases;
 mod bench;
 mod demo;
+mod fuzz;
 mod packages;
 mod process;
 mod test;
@@ -19,7 +20,9 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   test [FILTER]            everything that CI runs: format, lints, unit tests, end-to-end tests
   bases                    make the base images that tests and the demo stand on
   bench [WORKLOAD]... [--peer docker|buildah|buildkit] [--runs N]
-                           time the workloads of bench/, as ratios against a peer and a floor";
+                           time the workloads of bench/, as ratios against a peer and a floor
+  fuzz [TARGET]... [--seconds N]
+                           fuzz what rbuild reads from strangers: parser, expander, flags, ignore_patterns";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -41,6 +44,7 @@ fn run(args: &[String]) -> Result<()> {
         "test" => test::test(rest),
         "bases" => bases::ensure_all(&process::test_binary()?, &bases::store_dir()).map(drop),
         "bench" => bench::bench(rest),
+        "fuzz" => fuzz::fuzz(rest),
         _ => bail!("unknown command `{command}`\n{USAGE}"),
     }
 }

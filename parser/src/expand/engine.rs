@@ -1,10 +1,18 @@
 //! One pass over a text. The cursor only moves forward, so every loop ends.
 
+use std::collections::HashSet;
+
 use super::pattern::Pattern;
 use super::{ExpandError, ExpandFault, Expanded, ExpandedWords, Lookup};
 
 /// `${` within `${`: beyond this the text is refused, so that recursion cannot exhaust the stack.
 const MAX_DEPTH: usize = 100;
+
+/// What variables may bring into one text. A few lines of `ENV a=$a$a$a` would otherwise take all memory there is.
+const MAX_EXPANSION_BYTES: usize = 4 << 20;
+
+/// Pattern × value, for all patterns of a text: some ten milliseconds. No value that a process can be given comes near.
+const MAX_PATTERN_STEPS: usize = 1 << 26;
 
 /// Stands for the end of the text in messages.
 const END: char = '\u{fffd}';
@@ -67,7 +75,17 @@ impl Output {
 
 /// Runs the engine over all of `text`.
 pub(super) fn run(text: &str, env: &dyn Lookup, mode: Mode) -> Result<Output, ExpandError> {
-    let mut engine = Engine { rest: text, env, mode, depth: 0, used: Vec::new(), unset: Vec::new() };
+    let mut engine = Engine {
+        rest: text,
+        env,
+        mode,
+        depth: 0,
+        n_expanded_bytes: 0,
+        n_steps: 0,
+        known: HashSet::new(),
+        used: Vec::new(),
+        unset: Vec::new(),
+    };
     let mut out = Sink::default();
     match engine.until(None, mode.raw_escapes, &mut out) {
         Ok(()) => Ok(Output { text: out.text, words: out.words, used: engine.used, unset: engine.unset }),
@@ -124,6 +142,12 @@ struct Engine<'a> {
     env: &'a dyn Lookup,
     mode: Mode,
     depth: usize,
+    /// What variables have brought so far, see [`MAX_EXPANSION_BYTES`].
+    n_expanded_bytes: usize,
+    /// See [`MAX_PATTERN_STEPS`].
+    n_steps: usize,
+    /// All names in `used` and `unset`.
+    known: HashSet<String>,
     used: Vec<String>,
     unset: Vec<String>,
 }
@@ -194,7 +218,7 @@ impl Engine<'_> {
         self.depth -= 1;
         match result {
             Ok(()) => Ok(out.text),
-            Err(ExpandFault::TooDeep) => Err(ExpandFault::TooDeep),
+            Err(fault @ (ExpandFault::TooDeep | ExpandFault::TooLong | ExpandFault::PatternTooLong)) => Err(fault),
             // A quote that swallowed the rest is reported as what is missing behind it.
             Err(_) if self.rest.is_empty() && stop == '/' => Err(ExpandFault::MissingSlash),
             Err(_) if self.rest.is_empty() => Err(ExpandFault::MissingBrace),
@@ -253,7 +277,7 @@ impl Engine<'_> {
         if name.is_empty() {
             return Ok("$".to_owned());
         }
-        match self.lookup(&name) {
+        match self.lookup(&name)? {
             None if self.mode.keep_unset => Ok(format!("${name}")),
             value => Ok(value.unwrap_or_default()),
         }
@@ -268,7 +292,7 @@ impl Engine<'_> {
         }
         let name = self.name();
         match self.next() {
-            Some('}') => match self.lookup(&name) {
+            Some('}') => match self.lookup(&name)? {
                 None if self.mode.keep_unset => Ok(format!("${{{name}}}")),
                 value => Ok(value.unwrap_or_default()),
             },
@@ -290,7 +314,7 @@ impl Engine<'_> {
         if !matches!(operator, '-' | '+' | '?') {
             return Err(ExpandFault::UnsupportedModifier(written));
         }
-        let value = self.lookup(name);
+        let value = self.lookup(name)?;
         if value.is_none() && self.mode.keep_unset {
             return Ok(format!("${{{name}{written}{word}}}"));
         }
@@ -313,7 +337,7 @@ impl Engine<'_> {
     /// `#`, `##`, `%` and `%%`.
     fn trim(&mut self, name: &str, operator: char) -> Result<String, ExpandFault> {
         let word = self.operand('}', true)?;
-        let value = self.lookup(name);
+        let value = self.lookup(name)?;
         if value.is_none() && self.mode.keep_unset {
             return Ok(format!("${{{name}{operator}{word}}}"));
         }
@@ -323,6 +347,7 @@ impl Engine<'_> {
         };
         let pattern = Pattern::parse(text)?;
         let value = value.unwrap_or_default();
+        self.spend_steps(&pattern, &value)?;
         Ok(if operator == '#' { pattern.trim_prefix(&value, longest) } else { pattern.trim_suffix(&value, longest) })
     }
 
@@ -331,12 +356,17 @@ impl Engine<'_> {
         let every = self.eat('/');
         let pattern = self.operand('/', true)?;
         let replacement = self.operand('}', true)?;
-        let value = self.lookup(name);
+        let value = self.lookup(name)?;
         if value.is_none() && self.mode.keep_unset {
             return Ok(format!("${{{name}/{pattern}/{replacement}}}"));
         }
         let compiled = Pattern::parse(&pattern)?;
-        Ok(compiled.replace(&value.unwrap_or_default(), &replacement, every))
+        let value = value.unwrap_or_default();
+        self.spend_steps(&compiled, &value)?;
+        let replaced = compiled.replace(&value, &replacement, every, MAX_EXPANSION_BYTES);
+        let replaced = replaced.ok_or(ExpandFault::TooLong)?;
+        self.spend_bytes(replaced.len())?;
+        Ok(replaced)
     }
 
     /// A name: digits only, one special character, or letters, digits and underscores. Empty if there is none.
@@ -352,12 +382,23 @@ impl Engine<'_> {
         name.to_owned()
     }
 
-    fn lookup(&mut self, name: &str) -> Option<String> {
+    fn lookup(&mut self, name: &str) -> Result<Option<String>, ExpandFault> {
         let value = self.env.get(name).map(str::to_owned);
-        let names = if value.is_some() { &mut self.used } else { &mut self.unset };
-        if !names.iter().any(|known| known == name) {
+        if self.known.insert(name.to_owned()) {
+            let names = if value.is_some() { &mut self.used } else { &mut self.unset };
             names.push(name.to_owned());
         }
-        value
+        self.spend_bytes(value.as_ref().map_or(0, String::len))?;
+        Ok(value)
+    }
+
+    fn spend_bytes(&mut self, n_bytes: usize) -> Result<(), ExpandFault> {
+        self.n_expanded_bytes = self.n_expanded_bytes.saturating_add(n_bytes);
+        if self.n_expanded_bytes > MAX_EXPANSION_BYTES { Err(ExpandFault::TooLong) } else { Ok(()) }
+    }
+
+    fn spend_steps(&mut self, pattern: &Pattern, value: &str) -> Result<(), ExpandFault> {
+        self.n_steps = self.n_steps.saturating_add(pattern.longest_segment().saturating_mul(value.len()));
+        if self.n_steps > MAX_PATTERN_STEPS { Err(ExpandFault::PatternTooLong) } else { Ok(()) }
     }
 }

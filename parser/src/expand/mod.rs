@@ -121,6 +121,12 @@ pub enum ExpandFault {
     /// More `${` within `${` than anyone writes.
     #[error("syntax error: substitutions are nested too deeply")]
     TooDeep,
+    /// Variables bring more than memory should be spent on.
+    #[error("substitutions make the text longer than 4 MiB")]
+    TooLong,
+    /// A pattern and its value would take seconds to compare.
+    #[error("pattern and value of a substitution are too long")]
+    PatternTooLong,
 }
 
 impl ExpandFault {

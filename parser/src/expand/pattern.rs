@@ -42,6 +42,11 @@ impl Pattern {
         Ok(Self { segments })
     }
 
+    /// Comparing takes as many steps at each character of a value, at most.
+    pub(super) fn longest_segment(&self) -> usize {
+        self.segments.iter().map(|segment| segment.len() + 1).max().unwrap_or(1)
+    }
+
     /// `value` without the prefix that matches.
     pub(super) fn trim_prefix(&self, value: &str, longest: bool) -> String {
         let chars: Vec<char> = value.chars().collect();
@@ -62,10 +67,10 @@ impl Pattern {
     }
 
     /// `value` with the first match, or every match, replaced. Matches are as long as can be and do not overlap; an
-    /// empty one directly behind another does not count.
-    pub(super) fn replace(&self, value: &str, replacement: &str, every: bool) -> String {
+    /// empty one directly behind another does not count. `None` when the result has more than about `max_bytes`.
+    pub(super) fn replace(&self, value: &str, replacement: &str, every: bool, max_bytes: usize) -> Option<String> {
         let chars: Vec<char> = value.chars().collect();
-        let Some(reach) = self.reach(&chars) else { return value.to_owned() };
+        let Some(reach) = self.reach(&chars) else { return Some(value.to_owned()) };
         let mut out = String::with_capacity(value.len());
         let mut at = 0;
         let mut last_end = None;
@@ -81,12 +86,15 @@ impl Pattern {
                 at += 1;
             }
             last_end = Some(end);
+            if out.len() > max_bytes {
+                return None;
+            }
             if !every {
                 break;
             }
         }
         out.extend(chars.get(at..).unwrap_or_default());
-        out
+        Some(out)
     }
 
     fn reversed(&self) -> Self {

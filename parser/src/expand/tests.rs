@@ -330,6 +330,43 @@ fn deep_nesting_is_refused() {
     assert_eq!(Expander::new('\\').process_word(&fine, &NoVariables).unwrap().text, "x");
 }
 
+/// The fault of `word`, whatever the escape.
+fn fault_of(word: &str, env: &dyn Lookup) -> Option<ExpandFault> {
+    Expander::new('\\').process_word(word, env).err().map(|error| error.fault)
+}
+
+#[test]
+fn texts_that_would_take_all_memory_are_refused() {
+    let env = vec![("x", "a".repeat(30_000))];
+    assert_eq!(fault_of(&"$x".repeat(100), &env), None);
+    for word in ["$x".repeat(200), "${x:+}".repeat(200), format!("${{x//a/{}}}", "b".repeat(30_000))] {
+        assert_eq!(fault_of(&word, &env), Some(ExpandFault::TooLong));
+        assert_eq!(fault_of(&format!("${{y:-{word}}}"), &env), Some(ExpandFault::TooLong));
+    }
+}
+
+#[test]
+fn patterns_that_would_take_seconds_are_refused() {
+    let env = vec![("x", "a".repeat(30_000))];
+    let pattern = |length: usize| "a".repeat(length) + "b";
+    for operator in ["#", "##", "%", "%%", "/", "//"] {
+        let tail = if operator.starts_with('/') { "/" } else { "" };
+        assert_eq!(fault_of(&format!("${{x{operator}{}{tail}}}", pattern(1_000)), &env), None);
+        let long = format!("${{x{operator}{}{tail}}}", pattern(10_000));
+        assert_eq!(fault_of(&long, &env), Some(ExpandFault::PatternTooLong));
+    }
+    let many = format!("${{x#{}}}", pattern(100)).repeat(30);
+    assert_eq!(fault_of(&many, &env), Some(ExpandFault::PatternTooLong));
+}
+
+#[test]
+fn ten_thousand_names_are_listed_once_each() {
+    let word: String = (0..20_000).map(|number| format!("$n{}", number % 10_000)).collect();
+    let expanded = Expander::new('\\').process_word(&word, &NoVariables).unwrap();
+    assert_eq!((expanded.unset.len(), expanded.used.len()), (10_000, 0));
+    assert!(expanded.unset.iter().zip(0..).all(|(name, number)| *name == format!("n{number}")));
+}
+
 proptest! {
     #[test]
     fn any_text_ends(word in "[a${}:#%/*?\\\\'\"+\\- <`.é]{0,60}") {

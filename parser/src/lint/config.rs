@@ -1,17 +1,19 @@
 //! Which rules are wanted: the `check` directive, its build argument, and comments. Spec: §7.2.
 
-use super::{Rule, Warning};
+use std::collections::BTreeSet;
+
+use super::{RULES, Rule, Warning};
 use crate::go;
 
-/// `skip=A,B;error=true;experimental=all`.
+/// `skip=A,B;error=true;experimental=all`. Small, whatever the text: every finding has a copy of its instruction's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckConfig {
-    /// Names of rules that are off; unknown names do nothing.
-    pub skip: Vec<String>,
+    /// Rules that are off; unknown names do nothing.
+    pub skip: BTreeSet<Rule>,
     /// `skip=all`
     pub skip_all: bool,
-    /// Names of experimental rules that are on.
-    pub experimental: Vec<String>,
+    /// Experimental rules that are on.
+    pub experimental: BTreeSet<Rule>,
     /// `experimental=all`
     pub experimental_all: bool,
     /// Whether any finding fails the build. Has no effect in a comment.
@@ -90,20 +92,21 @@ impl CheckConfig {
     }
 
     fn skips(&self, rule: Rule) -> bool {
-        self.skip_all || self.skip.iter().any(|name| name == rule.id())
+        self.skip_all || self.skip.contains(&rule)
     }
 
     fn turns_on(&self, rule: Rule) -> bool {
-        self.experimental_all || self.experimental.iter().any(|name| name == rule.id())
+        self.experimental_all || self.experimental.contains(&rule)
     }
 }
 
-fn rule_list(text: &str, all: &mut bool, names: &mut Vec<String>) {
+fn rule_list(text: &str, all: &mut bool, rules: &mut BTreeSet<Rule>) {
     if text.trim() == "all" {
         *all = true;
-    } else {
-        names.extend(text.split(',').map(|name| name.trim().to_owned()));
+        return;
     }
+    let named = |name: &str| RULES.iter().find(|info| info.id == name.trim()).map(|info| info.rule);
+    rules.extend(text.split(',').filter_map(named));
 }
 
 #[cfg(test)]
@@ -113,10 +116,17 @@ mod tests {
 
     #[test]
     fn options() {
-        let config = CheckConfig::parse("skip=A, B;error=true;experimental=all").unwrap();
-        assert_eq!(config.skip, ["A", "B"]);
+        let text = "skip=StageNameCasing, B,JSONArgsRecommended;error=true;experimental=all";
+        let config = CheckConfig::parse(text).unwrap();
+        assert_eq!(config.skip, BTreeSet::from([Rule::StageNameCasing, Rule::JsonArgsRecommended]));
         assert!(config.error && config.experimental_all && !config.skip_all);
         assert_eq!(CheckConfig::parse("").unwrap(), CheckConfig::default());
+    }
+
+    #[test]
+    fn unknown_rules_take_no_memory() {
+        let config = CheckConfig::parse(&format!("skip=MaintainerDeprecated{}", ",X".repeat(10_000))).unwrap();
+        assert_eq!(config.skip, BTreeSet::from([Rule::MaintainerDeprecated]));
     }
 
     #[test]
