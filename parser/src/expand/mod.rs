@@ -148,6 +148,7 @@ impl ExpandFault {
             Self::InvalidPattern { .. } => {
                 "in a pattern, a backslash stands only before `*`, `?`, `/`, `}` and another backslash".to_owned()
             }
+            Self::TooLong | Self::PatternTooLong => "make the text in a RUN, where a shell is at hand".to_owned(),
             Self::TooDeep => return None,
         })
     }
