@@ -1,7 +1,7 @@
 //! Failures of the program, with their exit codes (`shared` house style: 1 build or input, 2 usage, 3 environment,
 //! 70 a bug, 130 stopped by the user).
 
-use parser::SourceSpan;
+use solver::plan::Culprit;
 use solver::{Location, OpError, Tier};
 
 /// Exit codes.
@@ -37,10 +37,8 @@ pub(crate) struct Report {
     pub(crate) help: Vec<String>,
     /// Places in the Dockerfile.
     pub(crate) locations: Vec<Location>,
-    /// The word at fault, if the parser knows where it stands.
-    pub(crate) span: Option<SourceSpan>,
-    /// The word at fault, to be found in the lines at those places.
-    pub(crate) word: Option<String>,
+    /// The word at fault; one that is not known by its place is looked for in the lines at those places.
+    pub(crate) culprit: Option<Culprit>,
     /// The Dockerfile, for the excerpt.
     pub(crate) source: Option<Source>,
     /// Whether it is the failure of a build, which is introduced as BuildKit does.
@@ -103,8 +101,7 @@ impl Failure {
             message: message.into(),
             help: Vec::new(),
             locations: Vec::new(),
-            span: None,
-            word: None,
+            culprit: None,
             source: None,
             of_build: false,
         }))
@@ -118,8 +115,7 @@ impl From<OpError> for Failure {
             message: error.message,
             help: error.help,
             locations: Vec::new(),
-            span: None,
-            word: error.word,
+            culprit: error.word.map(Culprit::Word),
             source: None,
             of_build: false,
         };

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::ops::RangeInclusive;
 
 use parser::{LineRange, SourceSpan};
+use solver::plan::Culprit;
 use solver::{Location, Tier};
 use unicode_width::UnicodeWidthChar;
 
@@ -78,12 +79,12 @@ fn excerpts(report: &Report) -> String {
 
 /// Where the word at fault stands.
 fn culprit(report: &Report, text: &str) -> Option<SourceSpan> {
-    let find = |word: &String| {
-        let find_in =
-            |at: &Location| SourceSpan::find(text, LineRange { start: at.start_line, end: at.end_line }, word);
-        report.locations.iter().find_map(find_in)
+    let word = match report.culprit.as_ref()? {
+        Culprit::At(span) => return Some(*span),
+        Culprit::Word(word) => word,
     };
-    report.span.or_else(|| report.word.as_ref().and_then(find))
+    let find_in = |at: &Location| SourceSpan::find(text, LineRange { start: at.start_line, end: at.end_line }, word);
+    report.locations.iter().find_map(find_in)
 }
 
 /// The lines of a place that are in the file; `None` when there are none.
@@ -258,7 +259,7 @@ mod tests {
         let locations = locations.iter().map(|&(start_line, end_line)| Location { start_line, end_line }).collect();
         let Failure::Failed(report) = Failure::input("m") else { unreachable!("an input is wrong") };
         let source = Some(Source { name: "D".into(), text: text.into() });
-        excerpts(&Report { locations, source, word: Some(word.to_owned()), ..*report })
+        excerpts(&Report { locations, source, culprit: Some(Culprit::Word(word.to_owned())), ..*report })
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cache::{Codec, LayerId, LayerInfo, Store};
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared};
+use futures_util::future::{BoxFuture, Shared, try_join_all};
 use oci::layer::{LayerError, LayerReader, ReadLimits, TarWriter};
 use oci::{Descriptor, DiffId, media_type};
 use solver::{Chain, OpError, Outcome, Progress};
@@ -115,12 +115,9 @@ impl Packer {
         let mut packed = self.packed(&Chain::new(chain.layers()[..n_base].to_vec()), wanted).await?;
         let rest = (n_base + 1..=chain.layers().len()).map(|n_layers| {
             let chain = Chain::new(chain.layers()[..n_layers].to_vec());
-            tokio::spawn(clamp(self.inner.clone(), chain, wanted, latest))
+            clamp(self.inner.clone(), chain, wanted, latest)
         });
-        // All are begun before the first is awaited.
-        for task in rest.collect::<Vec<_>>() {
-            packed.push(joined(task.await)?);
-        }
+        packed.extend(try_join_all(rest).await?);
         Ok(packed)
     }
 

@@ -323,11 +323,8 @@ fn copies_of_heredocs() {
         InstructionKind::Add(add) => (add.sources, add.contents),
         kind => panic!("{kind:?}"),
     };
-    let content = |path: &str, data: &str, expand| SourceContent {
-        path: path.to_owned(),
-        data: data.as_bytes().to_vec(),
-        expand,
-    };
+    let content =
+        |path: &str, data: &str, expand| SourceContent { path: path.to_owned(), data: data.as_bytes().into(), expand };
     let table = [
         ("COPY <<EOF /x\nHi.\nEOF", vec![], vec![content("EOF", "Hi.\n", true)]),
         ("ADD <<'a' <<b /d/\n1\na\n2\nb", vec![], vec![content("a", "1\n", false), content("b", "2\n", true)]),
@@ -432,7 +429,7 @@ fn triggers() {
 
     let copy = parse_onbuild_trigger("COPY <<EOF /x\nvalue $WHO\nEOF").unwrap();
     let InstructionKind::Copy(copy) = copy.kind else { panic!("a COPY") };
-    assert_eq!(copy.contents[0].data, b"value $WHO\n");
+    assert_eq!(*copy.contents[0].data, *b"value $WHO\n");
     let table = [
         ("FOO bar", "unknown instruction: FOO (did you mean FROM?)"),
         ("COPY --form=x a b", "unknown flag: --form (did you mean from?)"),
@@ -622,6 +619,17 @@ fn ten_thousand_lines_take_milliseconds() {
     assert_eq!(file.stages[0].instructions.len(), 6_000);
     // The promise is 20 ms in an optimised build; this bound is wide enough for any machine and build.
     assert!(start.elapsed() < std::time::Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_body_that_is_named_often_is_in_memory_once() {
+    let text = format!("FROM x\nCOPY {}/d/\n{}big\na\n", "<<a <<-a ".repeat(500), "a\n".repeat(999));
+    let InstructionKind::Copy(copy) = parsed(&text).stages.remove(0).instructions.remove(0).kind else { panic!() };
+    assert_eq!(copy.contents.len(), 1_000);
+    for pair in copy.contents.windows(3) {
+        assert_eq!(&*pair[0].data, b"big\n");
+        assert!(std::sync::Arc::ptr_eq(&pair[0].data, &pair[2].data));
+    }
 }
 
 /// Pieces of Dockerfiles, to be thrown together.

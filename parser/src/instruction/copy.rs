@@ -1,5 +1,8 @@
 //! COPY and ADD. Spec: §1.9, §2.15–2.24.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use super::{AddInstruction, CopyInstruction, SourceContent, with_example, words_of};
 use crate::flags::{FlagKind, FlagTable, Flags};
 use crate::lexer::{Heredoc, heredoc_word, strip_tabs};
@@ -87,16 +90,19 @@ fn split_sources(
         let fault = Fault::new(format!("{keyword} cannot accept a heredoc as a destination")).about(dest);
         return Err(fault.help(format!("name the file behind it: `{keyword} {dest} /app/file`")));
     }
+    // Of two bodies with one delimiter the last one counts, for both.
+    let bodies: HashMap<&str, &Heredoc> = heredocs.iter().map(|body| (body.name.as_str(), body)).collect();
+    // By name and whether tabs are stripped: a body that is named a thousand times is in memory once or twice.
+    let mut shared: HashMap<(String, bool), Arc<[u8]>> = HashMap::new();
     let mut paths = Vec::new();
     let mut contents = Vec::new();
     for word in words {
         match as_heredoc(word) {
             None => paths.push(word.clone()),
             Some(heredoc) => {
-                // Of two bodies with one delimiter the last one counts, for both.
-                let body = heredocs.iter().rev().find(|body| body.name == heredoc.name);
-                let content = body.map_or(&[][..], |body| &body.content);
-                let data = if heredoc.strip_tabs { strip_tabs(content) } else { content.to_vec() };
+                let content = bodies.get(heredoc.name.as_str()).map_or(&[][..], |body| &body.content);
+                let stripped = || if heredoc.strip_tabs { strip_tabs(content).into() } else { content.into() };
+                let data = shared.entry((heredoc.name.clone(), heredoc.strip_tabs)).or_insert_with(stripped).clone();
                 contents.push(SourceContent { path: heredoc.name, data, expand: heredoc.expand });
             }
         }

@@ -1,5 +1,7 @@
 //! The instructions, checked as far as that goes without evaluating anything.
 
+use std::sync::Arc;
+
 use crate::error::LineRange;
 use crate::lexer::Heredoc;
 use crate::lint::{CheckConfig, Warning};
@@ -214,8 +216,8 @@ pub struct AddInstruction {
 pub struct SourceContent {
     /// The delimiter, which names the file.
     pub path: String,
-    /// Its bytes, tabs stripped if asked for.
-    pub data: Vec<u8>,
+    /// Its bytes, tabs stripped if asked for. Sources of one name share them.
+    pub data: Arc<[u8]>,
     /// Whether the bytes go through [`crate::expand::Expander::process_heredoc`].
     pub expand: bool,
 }

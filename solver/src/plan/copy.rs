@@ -1,5 +1,8 @@
 //! COPY, and what it shares with ADD. Spec: `spec/dockerfile.md` §2.15–2.21.
 
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
 use parser::instruction::{CopyInstruction, SourceContent};
 use parser::lint;
 use parser::pattern::{BadPattern, Glob, Patterns};
@@ -14,6 +17,9 @@ use super::stages::Source;
 use crate::graph::Input;
 use crate::op::{CopyAction, CopySelection, FileAction, FileOp, ModeChange, Op, Owner, Unpack, WriteFileAction};
 
+/// An inline file: what it is called, and its content, which others may share.
+pub(super) type NamedBytes = (String, Arc<[u8]>);
+
 /// COPY or ADD after expansion.
 #[derive(Debug)]
 pub(super) struct Transfer<'i> {
@@ -21,8 +27,7 @@ pub(super) struct Transfer<'i> {
     pub(super) keyword: &'static str,
     /// As written, expanded.
     pub(super) sources: Vec<String>,
-    /// Name and bytes.
-    pub(super) contents: Vec<(String, Vec<u8>)>,
+    pub(super) contents: Vec<NamedBytes>,
     /// As written, expanded.
     pub(super) dest: String,
     pub(super) chown: Option<String>,
@@ -159,15 +164,23 @@ impl StageBuilder<'_> {
         words.iter().map(|word| self.expand(word)).collect()
     }
 
-    pub(super) fn contents(&mut self, heredocs: &[SourceContent]) -> Result<Vec<(String, Vec<u8>)>, PlanError> {
-        let content = |heredoc: &SourceContent| {
-            let data = match heredoc.expand {
-                true => self.expand_heredoc(&heredoc.data)?.into_bytes(),
-                false => heredoc.data.clone(),
+    /// Names and bytes, in order. Sources that share their bytes still do when those are expanded.
+    pub(super) fn contents(&mut self, heredocs: &[SourceContent]) -> Result<Vec<NamedBytes>, PlanError> {
+        let mut expanded: HashMap<*const u8, Arc<[u8]>> = HashMap::new();
+        let mut contents = Vec::with_capacity(heredocs.len());
+        for SourceContent { path, data, expand } in heredocs {
+            let data = match (expand, expanded.get(&data.as_ptr())) {
+                (false, _) => data.clone(),
+                (true, Some(known)) => known.clone(),
+                (true, None) => {
+                    let bytes: Arc<[u8]> = self.expand_heredoc(data)?.into_bytes().into();
+                    expanded.insert(data.as_ptr(), bytes.clone());
+                    bytes
+                }
             };
-            Ok((heredoc.path.clone(), data))
-        };
-        heredocs.iter().map(content).collect()
+            contents.push((path.clone(), data));
+        }
+        Ok(contents)
     }
 
     /// Destination, owner and mode.
@@ -193,11 +206,11 @@ impl StageBuilder<'_> {
     /// Adds the heredoc files, the vertices and the history entry.
     pub(super) fn finish_transfer(&mut self, transfer: Transfer, common: Common, mut actions: Actions) {
         let created_by = created_by(&transfer);
-        for (name, content) in transfer.contents {
+        for (name, content) in without_repetitions(transfer.contents) {
             actions.list.push(FileAction::WriteFile(WriteFileAction {
                 dest: common.dest.clone(),
                 name,
-                content,
+                content: content.to_vec(),
                 owner: common.owner.clone(),
                 mode: common.mode.clone(),
                 mtime: self.target.epoch.seconds,
@@ -264,6 +277,16 @@ pub(super) fn selection(source: &str, transfer: &Transfer) -> Result<CopySelecti
         None => "/".to_owned(),
     });
     Ok(CopySelection { source: path, wildcard, excludes: transfer.excludes.to_vec(), parents_base })
+}
+
+/// Of files that are the same in name and bytes only the last stays. It overwrites the others, and thousands of them would
+/// take as many times the memory of one.
+fn without_repetitions(mut contents: Vec<NamedBytes>) -> Vec<NamedBytes> {
+    let mut seen = HashSet::new();
+    contents.reverse();
+    contents.retain(|(name, data)| seen.insert((name.clone(), data.as_ptr())));
+    contents.reverse();
+    contents
 }
 
 fn created_by(transfer: &Transfer) -> String {

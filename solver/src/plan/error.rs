@@ -19,18 +19,25 @@ pub struct PlanError {
     pub message: String,
     /// The lines at fault, most important first. Empty when the fault is in no line.
     pub locations: Vec<Location>,
-    /// The word at fault, if it is one word and the parser knows where it stands.
-    pub span: Option<SourceSpan>,
-    /// The word at fault, as it stands in those lines unless a variable stands for it.
-    pub word: Option<String>,
+    /// The word at fault, if it is one. Boxed, as others are slices, so that results stay small.
+    pub culprit: Option<Box<Culprit>>,
     /// Who can mend it.
     pub tier: Tier,
     /// What to do, one suggestion each.
     pub help: Vec<String>,
     /// Further independent faults, in the order in which they were met; theirs are empty.
-    pub others: Vec<PlanError>,
-    /// What was noticed before the first fault. A slice, so that results stay small.
+    pub others: Box<[PlanError]>,
+    /// What was noticed before the first fault.
     pub warnings: Box<[Warning]>,
+}
+
+/// The word that is at fault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Culprit {
+    /// Where the parser saw it.
+    At(SourceSpan),
+    /// As it stands in the lines at fault, unless a variable stands for it.
+    Word(String),
 }
 
 impl PlanError {
@@ -48,11 +55,10 @@ impl PlanError {
         Self {
             message: message.into(),
             locations: Vec::new(),
-            span: None,
-            word: None,
+            culprit: None,
             tier,
             help: Vec::new(),
-            others: Vec::new(),
+            others: Box::default(),
             warnings: Box::default(),
         }
     }
@@ -66,10 +72,12 @@ impl PlanError {
         self
     }
 
-    /// Says which word is at fault.
+    /// Says which word is at fault, unless it is known where it stands.
     #[must_use]
     pub(super) fn about(mut self, word: impl Into<String>) -> Self {
-        self.word = Some(word.into());
+        if !matches!(self.culprit.as_deref(), Some(Culprit::At(_))) {
+            self.culprit = Some(Box::new(Culprit::Word(word.into())));
+        }
         self
     }
 
@@ -90,7 +98,7 @@ impl PlanError {
 
     fn flatten(mut self) -> Vec<PlanError> {
         let others = std::mem::take(&mut self.others);
-        std::iter::once(self).chain(others).collect()
+        std::iter::once(self).chain(others.into_vec()).collect()
     }
 }
 
@@ -106,7 +114,7 @@ impl From<ParseError> for PlanError {
     fn from(error: ParseError) -> Self {
         Self {
             locations: error.lines.into_iter().map(location).collect(),
-            span: error.span,
+            culprit: error.span.map(Culprit::At).map(Box::new),
             help: error.help,
             others: error.others.into_iter().map(Self::from).collect(),
             ..Self::input(error.message)
@@ -116,7 +124,8 @@ impl From<ParseError> for PlanError {
 
 impl From<OpError> for PlanError {
     fn from(error: OpError) -> Self {
-        Self { help: error.help, word: error.word, ..Self::new(error.tier, error.message) }
+        let culprit = error.word.map(Culprit::Word).map(Box::new);
+        Self { help: error.help, culprit, ..Self::new(error.tier, error.message) }
     }
 }
 
@@ -132,8 +141,8 @@ impl From<ExpandError> for PlanError {
 
 impl From<MountError> for PlanError {
     fn from(error: MountError) -> Self {
-        let word = error.culprit().map(str::to_owned);
-        Self { help: error.help().into_iter().collect(), word, ..Self::input(error.to_string()) }
+        let culprit = error.culprit().map(|word| Box::new(Culprit::Word(word.to_owned())));
+        Self { help: error.help().into_iter().collect(), culprit, ..Self::input(error.to_string()) }
     }
 }
 

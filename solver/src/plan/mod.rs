@@ -49,7 +49,7 @@ pub use parser::pattern as patterns;
 pub use parser::go::quote;
 
 pub use contexts::NamedContext;
-pub use error::PlanError;
+pub use error::{Culprit, PlanError};
 pub use git_url::{GitUrl, GitUrlError, redacted};
 pub use history::{COMMENT, EXPORTER_COMMENT, PlannedHistory};
 pub use lint::Warning;

@@ -12,7 +12,9 @@ use std::sync::Arc;
 
 use executor::engine::{Engine, OfferedDir};
 use executor::packer::Wanted;
-use solver::plan::{ContextKind, IgnoreFile, NamedContext, NoCache, Plan, PlanError, PlanRequest, SourceText, plan};
+use solver::plan::{
+    ContextKind, Culprit, IgnoreFile, NamedContext, NoCache, Plan, PlanError, PlanRequest, SourceText, plan,
+};
 use solver::{OpError, Outcome, Progress, ResultRef, SolveContext, SolveError, TargetUse, solve};
 use tokio_util::sync::CancellationToken;
 
@@ -296,8 +298,7 @@ pub(super) fn plan_failure(error: PlanError) -> Failure {
         message: error.message,
         help,
         locations: error.locations,
-        span: error.span,
-        word: error.word,
+        culprit: error.culprit.map(|culprit| *culprit),
         source: None,
         of_build: true,
     }))
@@ -309,8 +310,7 @@ fn solve_failure(error: SolveError) -> Failure {
         message: error.error.message,
         help: error.error.help,
         locations: error.location.into_iter().collect(),
-        span: None,
-        word: error.error.word,
+        culprit: error.error.word.map(Culprit::Word),
         source: None,
         of_build: true,
     }))

@@ -2,7 +2,7 @@
 
 use super::fake::{self, Images, amd64, request};
 use crate::graph::Input;
-use crate::op::{Op, SecurityMode};
+use crate::op::{FileAction, Op, SecurityMode};
 use crate::plan::{ContextKind, NamedContext, Plan, PlanError, PlanRequest, Purpose};
 use oci::Platform;
 
@@ -274,6 +274,26 @@ fn contexts_of_every_kind_are_roots() {
 #[test]
 fn unused_contexts_are_not_in_the_graph() {
     assert_eq!(names(&planned("FROM scratch\nCOPY <<EOF /f\nx\nEOF\n")), ["[1/1] COPY <<EOF /f"]);
+}
+
+#[test]
+fn a_body_that_is_named_often_is_written_once() {
+    let text = format!("FROM scratch\nCOPY {}<<b /d/\n{}big $x\na\nb\n", "<<a ".repeat(1_000), "a\n".repeat(999));
+    let plan = planned(&text);
+    let ops = plan.graph.ids().map(|id| &plan.graph.vertex(id).op);
+    let files: Vec<(String, &[u8])> = ops
+        .filter_map(|op| match &**op {
+            Op::File(file) => Some(&file.actions),
+            _ => None,
+        })
+        .flatten()
+        .map(|action| match action {
+            FileAction::WriteFile(file) => (file.name.clone(), file.content.as_slice()),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(files, [("a".to_owned(), &b"big \n"[..]), ("b".to_owned(), b"")]);
+    assert!(plan.images[0].history[0].entry.created_by.starts_with("COPY <<a <<a <<a "));
 }
 
 #[test]
