@@ -129,12 +129,25 @@ fn tolerate(expected: &Value, actual: &mut Value) {
         let text = string(&actual["error"]);
         actual["error"] = json!(text.lines().next());
     }
+    // Our excerpt is shorter and points at the word: what was said has to be the same, and of which line.
+    if let (Some(place), Some(own)) = (message_and_line(&error), message_and_line(&string(&actual["error"])))
+        && place == own
+    {
+        actual["error"] = json!(error);
+    }
     // Warnings of builds that fail are not compared.
     if let (Some(Value::Bool(false)), Some(warnings)) = (expected.get("ok"), expected.get("warnings"))
         && actual["ok"] == false
     {
         actual["warnings"] = warnings.clone();
     }
+}
+
+/// The message and the line number of an error that is followed by an excerpt.
+fn message_and_line(text: &str) -> Option<(&str, &str)> {
+    let (message, excerpt) = text.split_once("\nDockerfile:")?;
+    let end = excerpt.find(|character: char| !character.is_ascii_digit()).unwrap_or(excerpt.len());
+    Some((message, &excerpt[..end]))
 }
 
 /// Whether the texts differ only in what a registry, the kernel or a runtime words.
@@ -236,5 +249,11 @@ mod tests {
         let located = check("m\nDockerfile:3\n", json!({"ranges": []}));
         assert_eq!(differences(&check("m", json!({})), &located), [""; 0]);
         assert_eq!(differences(&check("n", json!({})), &located).len(), 1);
+        let shown = |error: &str| json!({"exit": 1, "error": error});
+        let recorded = shown("m\nDockerfile:3\n-----\n   3 | >>> X");
+        assert_eq!(differences(&recorded, &shown("m\nDockerfile:3:5\n   3 | >>> X\n     |     ^")), [""; 0]);
+        for other in ["m\nDockerfile:31:5\n", "n\nDockerfile:3:5\n", "m"] {
+            assert_eq!(differences(&recorded, &shown(other)).len(), 1, "{other}");
+        }
     }
 }
