@@ -2,7 +2,8 @@
 //!
 //! Each layer is packed at most once a process, whoever asks. [`Packer::start`] begins in the background as soon as a
 //! layer of the result is final; [`Packer::packed`] is what exporters wait for. What the store has already is not made
-//! again. Knows nothing of images or of where the blobs go.
+//! again; but layers with clamped times ([`Packer::clamped`]) are made for each output that asks. Knows nothing of images or
+//! of where the blobs go.
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -10,7 +10,8 @@ pub(super) enum State {
     /// The results of its inputs are known, hence its definition key, which is being looked up.
     CacheFast,
     /// Its definition key led nowhere, or there is none (files of the client, sources that can change). What it takes
-    /// is being read or asked for, and its content key looked up.
+    /// is being read or asked for, and its content key looked up; or, where no look-up can succeed, it is performed
+    /// before that key is made ([`super::ahead`]).
     CacheSlow,
     /// No key led to a record. It is being performed, or waits for an equal step that is.
     Performing,
