@@ -15,6 +15,7 @@ use crate::bulk::{BulkFile, BulkReader};
 use crate::durability::current_epoch;
 use crate::error::{Fault, IoContext, Result, StoreError};
 use crate::lease::Kind;
+use crate::schema;
 use crate::scratch::inode_bytes;
 use crate::store::{Store, now};
 
@@ -283,12 +284,13 @@ pub(crate) fn insert(
     epoch: i64,
     verified: bool,
 ) -> rusqlite::Result<i64> {
-    let sql = "INSERT INTO blob(digest, size_bytes, disk_bytes, epoch, verified, created_at, used_at, uses)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, 1)
+    let sql = "INSERT INTO blob(n, digest, size_bytes, disk_bytes, epoch, verified, created_at, used_at, uses)
+               VALUES (?7, ?1, ?2, ?3, ?4, ?5, ?6, ?6, 1)
                ON CONFLICT(digest) DO UPDATE SET size_bytes = ?2, disk_bytes = ?3, epoch = ?4, verified = ?5,
                    used_at = ?6, uses = uses + 1
                RETURNING n";
-    let values = (digest.as_bytes(), size_bytes.cast_signed(), disk_bytes.cast_signed(), epoch, verified, now());
+    let (size_bytes, disk_bytes) = (size_bytes.cast_signed(), disk_bytes.cast_signed());
+    let values = (digest.as_bytes(), size_bytes, disk_bytes, epoch, verified, now(), schema::new_number(conn)?);
     conn.prepare_cached(sql)?.query_row(values, |row| row.get(0))
 }
 

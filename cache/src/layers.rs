@@ -229,12 +229,13 @@ struct NewLayer<'a> {
 }
 
 fn insert(tx: &Transaction, new: &NewLayer<'_>) -> Result<i64, Fault> {
-    let sql = "INSERT INTO layer(id, content, diff_id, tar_bytes, epoch, created_at, used_at, uses)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, 1)";
+    let sql = "INSERT INTO layer(n, id, content, diff_id, tar_bytes, epoch, created_at, used_at, uses)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, 1)";
+    let n = schema::new_number(tx)?;
     let diff_id = new.diff_id.map(|diff_id| diff_id.digest().as_bytes());
-    let values = (new.id.as_str(), new.content.0, diff_id, new.tar_bytes.map(u64::cast_signed), new.epoch, now());
+    let values = (n, new.id.as_str(), new.content.0, diff_id, new.tar_bytes.map(u64::cast_signed), new.epoch, now());
     tx.prepare_cached(sql)?.execute(values)?;
-    Ok(tx.last_insert_rowid())
+    Ok(n)
 }
 
 /// Notes which layers lie directly below a layer.

@@ -10,7 +10,7 @@ use crate::layers::{LAYER_COLUMNS, LayerInfo, LayerRow};
 use crate::layout::Layout;
 use crate::lease::Kind;
 use crate::store::{Store, now};
-use crate::{blobs, layers};
+use crate::{blobs, layers, schema};
 
 /// A stored result: this key once gave this layer.
 #[derive(Clone, Debug)]
@@ -138,11 +138,11 @@ fn put(tx: &Transaction, record: &NewRecord) -> Result<i64, Fault> {
     let row = layers::find_row(tx, &record.layer)?;
     let n_layer = row.ok_or_else(|| StoreError::UnknownLayer { id: record.layer.clone() })?.n;
     tx.prepare_cached("DELETE FROM record WHERE key = ?1")?.execute([record.key.0])?;
-    let sql = "INSERT INTO record(key, layer, slot, name, cost_ms, created_at, used_at)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6)";
+    let sql = "INSERT INTO record(n, key, layer, slot, name, cost_ms, created_at, used_at)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7)";
+    let n = schema::new_number(tx)?;
     let cost_ms = i64::try_from(record.cost.as_millis()).unwrap_or(i64::MAX);
-    tx.prepare_cached(sql)?.execute((record.key.0, n_layer, &record.slot, &record.name, cost_ms, now()))?;
-    let n = tx.last_insert_rowid();
+    tx.prepare_cached(sql)?.execute((n, record.key.0, n_layer, &record.slot, &record.name, cost_ms, now()))?;
     tx.prepare_cached("INSERT INTO ingredients(record, json) VALUES (?1, ?2)")?.execute((n, &record.ingredients))?;
     Ok(n_layer)
 }
@@ -224,6 +224,7 @@ mod tests {
     use oci::{Descriptor, media_type};
 
     use super::*;
+    use crate::PruneFilter;
     use crate::testing::{check, content, diff_id, record, store, tree_with};
 
     #[test]
@@ -269,6 +270,25 @@ mod tests {
         let descriptor = Descriptor::new(media_type::OCI_LAYER_GZIP, oci::Digest::of(b"z"), 1);
         store.remember_remote(&diff_id(1), &descriptor, "docker.io/library/a").unwrap();
         assert!(store.find_record(&Key([1; 32])).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_record_that_went_and_was_made_again_between_two_looks_is_not_the_one_that_was_seen() {
+        let (_dir, store) = store();
+        let make = || {
+            let layer = store.commit_tree(tree_with(&store, "x"), content(1)).unwrap().layer;
+            store.put_record(&record(1, &layer.id, "slot")).unwrap();
+        };
+        make();
+        let look = |conn: &Connection| find(conn, &store.inner.layout, "record.key = ?1", &[1_u8; 32], true);
+        let seen = store.inner.index.read("find a record", look).unwrap().unwrap();
+        store.prune(&PruneFilter { all: true, ..PruneFilter::default() }, false).unwrap();
+        make();
+        let _lease = store.lease().unwrap();
+        assert!(!store.note_use(&seen).unwrap(), "its tree has gone");
+        assert_eq!(store.inner.touch(&seen.users).unwrap(), seen.users);
+        assert!(store.find_record(&Key([1; 32])).unwrap().is_some());
+        check(&store);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::mounts::Slot;
 use crate::scratch::remove_tree;
 use crate::store::Inner;
 use crate::survey::{Target, Unit};
-use crate::{blobs, durability, session};
+use crate::{durability, session};
 
 /// So many units go before whoever waits to name an image has a turn.
 const UNITS_PER_TURN: usize = 32;
@@ -118,16 +118,15 @@ impl<'a> Remover<'a> {
         }
         let trash = inner.trash_path()?;
         let removed = inner.index.write("remove a layer", |tx| {
-            let diff_id: Option<Option<[u8; 32]>> = tx
-                .query_row("SELECT diff_id FROM layer WHERE n = ?1 AND id = ?2", (n, id.as_str()), |row| row.get(0))
-                .optional()?;
+            let diff_id: Option<Option<[u8; 32]>> =
+                tx.query_row("SELECT diff_id FROM layer WHERE n = ?1", [n], |row| row.get(0)).optional()?;
             let Some(diff_id) = diff_id else { return Ok(false) };
             let diff_id = diff_id.map(Digest::from_sha256);
             let is_kept =
                 diff_id.clone().is_some_and(|digest| kept.diff_ids.contains(&oci::DiffId::of_uncompressed(digest)));
             let mut is_used = is_kept || is_in_use(inner, tx, Kind::Layer, n, used_at)?;
-            for (blob, digest) in blobs {
-                is_used = is_used || !is_blob(tx, *blob, digest)? || is_in_use(inner, tx, Kind::Blob, *blob, used_at)?;
+            for &(blob, _) in blobs {
+                is_used = is_used || is_in_use(inner, tx, Kind::Blob, blob, used_at)?;
             }
             if is_used {
                 return Ok(false);
@@ -152,7 +151,7 @@ impl<'a> Remover<'a> {
             return Ok(false);
         }
         inner.index.write("remove a blob", |tx| {
-            if !is_blob(tx, n, digest)? || is_in_use(inner, tx, Kind::Blob, n, used_at)? {
+            if is_in_use(inner, tx, Kind::Blob, n, used_at)? {
                 return Ok(false);
             }
             forget_blob(inner, tx, n, digest)?;
@@ -202,11 +201,6 @@ fn has_layers(tx: &Transaction, diff_id: Option<&Digest>) -> rusqlite::Result<bo
         Some(diff_id) => tx.prepare_cached("SELECT 1 FROM layer WHERE diff_id = ?1")?.exists([diff_id.as_bytes()]),
         None => Ok(false),
     }
-}
-
-/// Whether the number still stands for that blob: numbers come back.
-fn is_blob(tx: &Transaction, n: i64, digest: &Digest) -> rusqlite::Result<bool> {
-    Ok(blobs::find_row(tx, digest)?.is_some_and(|row| row.n == n))
 }
 
 fn forget_blob(inner: &Inner, tx: &Transaction, n: i64, digest: &Digest) -> Result<(), Fault> {

@@ -10,10 +10,10 @@ use crate::durability::BootId;
 ///
 /// A database with a *higher* version than this list is long is used as it is: changes that an older program could not
 /// live with get a new bucket instead ([`crate::Bucket::Index`]).
-pub(crate) const MIGRATIONS: [&str; 2] = ["
+pub(crate) const MIGRATIONS: [&str; 3] = ["
 CREATE TABLE meta(name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 
--- `id` is the public name; `n` may come back after a deletion, so whoever deletes by `n` also compares the name.
+-- `id` is the public name.
 -- `tree_bytes` is what the tree occupies on disk, NULL until somebody asked.
 CREATE TABLE layer(
     n INTEGER PRIMARY KEY,
@@ -111,6 +111,9 @@ CREATE INDEX lease_by_holder ON lease(holder);
 ", "
 -- What a registry said last; `descriptor` is that of a manifest or an index.
 CREATE TABLE resolution(reference TEXT PRIMARY KEY, descriptor TEXT NOT NULL) WITHOUT ROWID;
+", "
+-- The last `n` given to a layer, a record or a blob: see `new_number`.
+INSERT INTO meta(name, value) VALUES ('number', 0);
 "];
 
 /// The tables that must be there, as a database that has lost one is as good as none.
@@ -150,6 +153,20 @@ pub(crate) fn seed(conn: &Connection, boot: &BootId, epoch: i64, rebuilt_at: i64
     insert.execute(("log", 0))?;
     insert.execute(("rebuilt_at", rebuilt_at))?;
     Ok(())
+}
+
+/// A number that no layer, record or blob has had before.
+///
+/// Who has read a row notes its use later, in a transaction of its own, and under leases of this process only once: a
+/// number that came back after a deletion would then stand for something else, and protect that. (SQLite's own
+/// `AUTOINCREMENT` would do the same, but cannot be given to tables that are there.)
+pub(crate) fn new_number(conn: &Connection) -> rusqlite::Result<i64> {
+    // The maxima are for an older program in the same store, which does not count here.
+    let sql = "UPDATE meta SET value = 1 + max(value,
+            (SELECT ifnull(max(n), 0) FROM layer), (SELECT ifnull(max(n), 0) FROM record),
+            (SELECT ifnull(max(n), 0) FROM blob))
+        WHERE name = 'number' RETURNING value";
+    conn.prepare_cached(sql)?.query_row([], |row| row.get(0))
 }
 
 /// One number of the `meta` table; 0 when it is missing.
