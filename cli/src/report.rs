@@ -218,7 +218,8 @@ pub(crate) fn warnings(warnings: &[CheckWarning], source: &Source, debug: bool, 
     let mut text = format!("\n{yellow} {} {plural} found{hint}:{reset}\n", warnings.len());
     for warning in warnings {
         let line = warning.location.as_ref().map(|at| format!(" (line {})", at.start_line)).unwrap_or_default();
-        let _ = writeln!(text, "{yellow} - {}: {}{line}{reset}", warning.rule, warning.message);
+        let rule = if warning.rule.is_empty() { String::new() } else { format!("{}: ", warning.rule) };
+        let _ = writeln!(text, "{yellow} - {rule}{}{line}{reset}", warning.message);
         if debug {
             if !warning.url.is_empty() {
                 let _ = writeln!(text, "More info: {}", warning.url);

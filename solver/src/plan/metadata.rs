@@ -14,6 +14,9 @@ use super::outline::OutlineArg;
 use super::scope;
 use super::stage::StageBuilder;
 
+/// Every port of every protocol. A short file could ask for any number, and each of them is in the history.
+const MAX_PORTS: usize = 3 << 16;
+
 impl StageBuilder<'_> {
     pub(super) fn env(&mut self, pairs: &[(String, String)]) -> Result<(), PlanError> {
         let pairs = self.expand_pairs(pairs)?;
@@ -194,15 +197,20 @@ impl StageBuilder<'_> {
 
     fn ports(&mut self, text: &str) -> Result<Vec<String>, PlanError> {
         let mut warn = |found| self.findings.raise(found);
-        let spec = port::parse_port(text, self.here.lines, &self.here.checks, &mut warn);
-        spec.map(|spec| spec.keys().collect()).map_err(|error| {
+        let spec = port::parse_port(text, self.here.lines, &self.here.checks, &mut warn).map_err(|error| {
             let help = match error {
                 PortError::InvalidProtocol { .. } => "the protocols are tcp, udp and sctp: `53/udp`",
                 PortError::RangeMismatch { .. } => "let both ranges have the same length",
                 _ => "a port is a number up to 65535, or a range: `8080`, `53/udp`, `8000-8010`",
             };
             PlanError::input(error.to_string()).about(text).help(help)
-        })
+        })?;
+        self.n_ports += spec.ports.len();
+        if self.n_ports > MAX_PORTS {
+            let fault = PlanError::input("the stage exposes more ports than there are").about(text);
+            return Err(fault.help("name each port once: `EXPOSE 0-65535` is all of them"));
+        }
+        Ok(spec.keys().collect())
     }
 
     fn add_metadata(&mut self, created_by: String) {

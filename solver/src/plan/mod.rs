@@ -167,6 +167,11 @@ async fn make(
     findings: &mut Findings,
 ) -> Result<Plan, PlanError> {
     let source = Source::read(request, findings)?;
+    if request.purpose == Purpose::Build {
+        for message in scope::mistaken_build_args(request, &source.file) {
+            findings.note(Warning { rule: "", description: "", url: "", message, location: None });
+        }
+    }
     let platforms = platforms(request, findings);
     let is_multi = platforms.len() > 1;
     let shared = source.shared(request, is_multi);

@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 
 use oci::Platform;
-use parser::Dockerfile;
 use parser::expand::{Expander, Lookup};
+use parser::instruction::InstructionKind;
+use parser::{Dockerfile, suggest};
 
 use super::error::PlanError;
 use super::outline::{GlobalArg, OutlineArg};
@@ -20,6 +21,9 @@ const NEVER_IN_ENVIRONMENT: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT
 
 /// Proxy variables, in the order in which RUN gets them.
 const PROXIES: [&str; 5] = ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
+
+/// Names of build arguments that are shorter are near to everything.
+const MIN_MISTAKEN_CHARS: usize = 4;
 
 /// An ordered environment: a variable that is set again moves to the end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -195,6 +199,28 @@ fn with_version(platform: &Platform) -> String {
         Some(version) => platform.to_string().replacen(&platform.os, &format!("{}({version})", platform.os), 1),
         None => platform.to_string(),
     }
+}
+
+/// What to say of build arguments that no ARG takes although one is called nearly so. Others may be meant for other files.
+pub(super) fn mistaken_build_args(request: &PlanRequest, file: &Dockerfile) -> Vec<String> {
+    let of_stages = file.stages.iter().flat_map(|stage| &stage.instructions).filter_map(|it| match &it.kind {
+        InstructionKind::Arg(arg) => Some(arg),
+        _ => None,
+    });
+    let instructions = file.global_args.iter().map(|arg| &arg.value).chain(of_stages);
+    let declared: Vec<&str> = instructions.flat_map(|arg| &arg.args).map(|arg| arg.name.as_str()).collect();
+    let names = request.build_args.keys().filter(|name| name.len() >= MIN_MISTAKEN_CHARS && !is_predefined(name));
+    let mistaken = names.filter_map(|name| {
+        // Nothing is near to a name that is declared.
+        let nearest = suggest::nearest(name, declared.iter().copied())?;
+        Some(format!("no ARG takes the build argument {name} (did you mean {nearest}?)"))
+    });
+    mistaken.collect()
+}
+
+/// Whether a build argument has a meaning without any ARG.
+fn is_predefined(name: &str) -> bool {
+    name == EPOCH || name.starts_with("BUILDKIT_") || PROXIES.iter().any(|proxy| proxy.eq_ignore_ascii_case(name))
 }
 
 #[cfg(test)]

@@ -35,6 +35,8 @@ pub(super) struct StageBuilder<'a> {
     pub(super) here: Here,
     /// Whether the stage itself has said CMD.
     pub(super) has_own_cmd: bool,
+    /// Ports that EXPOSE has named so far, some of them perhaps repeatedly.
+    pub(super) n_ports: usize,
     ignore_cache: bool,
     /// [`VertexMeta::help`] of the next vertex of the instruction at hand.
     pub(super) help: Vec<String>,
@@ -74,6 +76,7 @@ impl<'a> StageBuilder<'a> {
             numbering: Numbering::new(&stage.shown, stage.n_steps()),
             here: Here { lines: stage.lines, checks: stage.checks.clone(), ..Here::default() },
             has_own_cmd: false,
+            n_ports: 0,
             ignore_cache: is_covered,
             help: Vec::new(),
         }

@@ -66,6 +66,11 @@ fn faults_have_their_words_and_lines() {
             [1, 1],
         ),
         (
+            "FROM scratch\nEXPOSE 0-65535 0-65535/udp 0-65535/sctp\nEXPOSE 80\n",
+            "the stage exposes more ports than there are",
+            [3, 3],
+        ),
+        (
             "FROM scratch\nRUN --security=insecure true\n",
             "failed to load LLB: security.insecure is not allowed",
             [2, 2],
@@ -310,4 +315,22 @@ fn files_of_ten_thousand_instructions_and_stages_are_planned() {
     let plan = planned(&deep);
     assert_eq!(plan.images[0].history.len(), 5_000);
     assert_eq!(plan.images[0].history[4_999].entry.created_by, "COPY a /4999 # buildkit");
+}
+
+#[test]
+fn build_arguments_that_nobody_takes_are_mistakes_when_an_arg_is_called_nearly_so() {
+    let table: [(&str, &[&str], &[&str]); 5] = [
+        ("FROM scratch\nARG VERSION", &["VERSOIN"], &["VERSOIN (did you mean VERSION?)"]),
+        ("ARG VERSION\nFROM scratch", &["VERSION", "OTHER"], &[]),
+        ("FROM scratch\nARG VERSION VERSIONS", &["VERSIONS"], &[]),
+        ("FROM scratch\nARG GO", &["PI"], &[]),
+        ("FROM scratch\nARG NPM_PROXY BUILDKIT_X", &["no_proxy", "NO_PROXY", "BUILDKIT_Y"], &[]),
+    ];
+    for (dockerfile, given, expected) in table {
+        let mut request = request(dockerfile);
+        request.build_args = given.iter().map(|name| ((*name).to_owned(), "1".to_owned())).collect();
+        let messages: Vec<_> = planned_as(&request).warnings.into_iter().map(|warning| warning.message).collect();
+        let expected: Vec<_> = expected.iter().map(|text| format!("no ARG takes the build argument {text}")).collect();
+        assert_eq!(messages, expected, "{dockerfile}");
+    }
 }
