@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use oci::{ImageRef, Platform};
-use solver::plan::{ContextKind, GitUrl};
+use solver::plan::{ContextKind, GitUrl, is_http};
 use solver::{ExtraHost, NetworkMode, Ulimit};
 
 use crate::args::BuildArgs;
@@ -81,6 +81,8 @@ pub(crate) enum DockerfileArg {
     Default,
     /// A path.
     File(String),
+    /// `http://…` or `https://…`.
+    Url(String),
     /// Standard input.
     Stdin,
 }
@@ -120,6 +122,7 @@ impl BuildRequest {
                 return Err(Failure::usage("invalid argument: can't use stdin for both build context and dockerfile"));
             }
             Some("-") => DockerfileArg::Stdin,
+            Some(url) if is_http(url) => DockerfileArg::Url(url.to_owned()),
             Some(path) => DockerfileArg::File(path.to_owned()),
         };
         if args.no_cache && !args.no_cache_filter.is_empty() {

@@ -3,9 +3,9 @@
 //! Implements [`solver::Executor`] and [`solver::Resolver`]. Read [`Engine::new`] for what an engine is made of, then
 //! [`Engine::perform_kind`](Engine) for where each operation goes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -73,6 +73,8 @@ struct Inner {
     packer: Packer,
     contexts: BTreeMap<String, Opened>,
     scratch: TempDir,
+    /// The steps of [`Engine::fetch`].
+    shown: Mutex<HashSet<String>>,
     /// Nothing that this build touches is collected while the engine lives.
     _lease: Lease,
 }
@@ -97,7 +99,8 @@ impl Engine {
             (name.clone(), Opened { offered: offered.clone(), context: OnceLock::new() })
         };
         let contexts = parts.contexts.iter().map(open).collect();
-        Ok(Self { inner: Arc::new(Inner { parts, packer, contexts, scratch, _lease: lease }) })
+        let shown = Mutex::default();
+        Ok(Self { inner: Arc::new(Inner { parts, packer, contexts, scratch, shown, _lease: lease }) })
     }
 
     /// Makes layers ready to leave.
@@ -138,6 +141,7 @@ impl Engine {
             progress: self.inner.parts.progress.clone(),
             cancel: self.inner.parts.cancel.clone(),
             targets: TargetUse::Read,
+            shown: self.shown(),
             // One operation after the other is what there is.
             parallelism: 1,
         };
@@ -146,7 +150,14 @@ impl Engine {
             let ResultRef::Root(chain) = result else { return Err(OpError::internal("what was fetched is no root")) };
             roots.push(FetchedFiles::new(self.root_view(&chain, &Progress::silent().start("")).await?));
         }
+        let names = graph.ids().map(|id| graph.vertex(id).meta.name.clone());
+        self.inner.shown.lock().unwrap_or_else(PoisonError::into_inner).extend(names);
         roots.try_into().map_err(|_| OpError::internal("a solve has another number of results than targets"))
+    }
+
+    /// Names of the steps that [`Engine::fetch`] has shown.
+    pub fn shown(&self) -> HashSet<String> {
+        self.inner.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What a copy or mount reads from.

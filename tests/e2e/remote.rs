@@ -65,7 +65,8 @@ fn repositories_and_archives_are_contexts() {
     }
     // What was fetched for the Dockerfile is what is copied, now and later.
     let again = build(&[&format!("{url}/r.git")]);
-    assert_eq!((again.count("MISS:"), again.count("CACHED")), (0, 3), "{}", again.stderr);
+    assert_eq!((again.count("MISS:"), again.count("CACHED")), (0, 2), "{}", again.stderr);
+    assert_eq!(again.stderr.matches("load git source").count(), 1, "a step is shown once: {}", again.stderr);
 
     let (git, archive) = (format!("{url}/r.git#v1"), format!("extra={url}/plain.gz"));
     build(&["-f", "app/other.Dockerfile", "--build-context", &archive, &git]);
@@ -81,6 +82,14 @@ fn repositories_and_archives_are_contexts() {
     space.write("here", "FROM scratch\nCOPY f /here\n");
     build(&["-f", &space.path("here").display().to_string(), &format!("{url}/r.git#:app")]);
     assert_eq!(space.read("out/here"), "one\n");
+    // A Dockerfile elsewhere, for a directory of this machine and for a context elsewhere.
+    for context in ["repo/app", &format!("{url}/r.git#:app")] {
+        std::fs::write(space.path("www/there"), "FROM scratch\nCOPY f /there\n").expect("write");
+        drop(std::fs::remove_dir_all(space.path("out")));
+        let ran = build(&["-f", &format!("{url}/there?v=1"), context]);
+        assert_eq!(space.read("out/there"), "one\n");
+        assert_eq!(ran.stderr.matches("load build definition from http").count(), 1, "{}", ran.stderr);
+    }
 }
 
 #[test]
@@ -97,11 +106,16 @@ fn what_is_wrong_with_a_context_elsewhere_is_said() {
         ),
         (vec!["/r.git#--upload-pack=x"], "failed to read dockerfile: invalid git ref `--upload-pack=x`"),
         (vec!["/r.git#:../x"], "failed to read dockerfile: invalid subdir ../x"),
+        (
+            vec!["/plain", "-f", "URL/nope"],
+            "failed to read dockerfile: failed to load cache key: invalid response status 404",
+        ),
         (vec!["/r.git", "-f", "here"], "failed to read dockerfile: open here: no such file or directory"),
         (vec!["/plain", "-f", "app"], "failed to read dockerfile: open app: is not a file"),
     ] {
         let context = format!("{url}{}", args[0]);
-        let ran = space.rbuild(["--progress=plain", &context].iter().chain(&args[1..]));
+        let others: Vec<_> = args[1..].iter().map(|arg| arg.replace("URL", &url)).collect();
+        let ran = space.rbuild(["--progress=plain".to_owned(), context].iter().chain(&others));
         assert_ne!(ran.code, 0, "{args:?}");
         let expected = format!("ERROR: failed to build: failed to solve: {message}");
         assert!(ran.stderr.lines().any(|line| line == expected), "{args:?}: {}", ran.stderr);

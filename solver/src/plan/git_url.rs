@@ -211,7 +211,7 @@ fn is_git_remote(remote: &str) -> bool {
 }
 
 /// Whether a source of ADD is an http(s) URL.
-pub(super) fn is_http(text: &str) -> bool {
+pub fn is_http(text: &str) -> bool {
     text.starts_with("http://") || text.starts_with("https://")
 }
 

@@ -50,7 +50,7 @@ pub use parser::go::quote;
 
 pub use contexts::NamedContext;
 pub use error::{Culprit, PlanError};
-pub use git_url::{GitUrl, GitUrlError, redacted};
+pub use git_url::{GitUrl, GitUrlError, is_http, redacted};
 pub use history::{COMMENT, EXPORTER_COMMENT, PlannedHistory};
 pub use lint::Warning;
 pub use outline::{Asked, CacheMount, Outline, OutlineArg, TargetInfo};

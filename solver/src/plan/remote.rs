@@ -38,6 +38,15 @@ impl RemoteFiles {
         }
     }
 
+    /// A Dockerfile behind a URL: a root with the one file `Dockerfile`.
+    pub fn of_dockerfile(url: &str) -> Self {
+        let mut graph = Graph::default();
+        let op = Op::Http(HttpOp { url: url.to_owned(), filename: "Dockerfile".to_owned(), checksum: None });
+        let name = format!("[internal] load build definition from {}", git_url::redacted(url));
+        let file = add(&mut graph, op, Vec::new(), name);
+        Self { graph, fetched: file, files: file }
+    }
+
     /// A git tree.
     pub(super) fn of_git(git: &GitOp, name: String) -> Self {
         let mut graph = Graph::default();

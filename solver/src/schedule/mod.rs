@@ -18,7 +18,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -52,6 +52,8 @@ pub struct SolveContext {
     pub cancel: CancellationToken,
     /// What the targets are wanted for.
     pub targets: TargetUse,
+    /// Names of steps that have been shown before, by a solve that this one goes on from: not shown again.
+    pub shown: HashSet<String>,
     /// How many operations are performed at once; look-ups are not limited. At least 1 is assumed.
     pub parallelism: usize,
 }
@@ -174,6 +176,7 @@ struct Schedule<'a> {
     graph: &'a Graph,
     shared: Arc<Shared>,
     progress: Progress,
+    shown: HashSet<String>,
     demands: Vec<Demand>,
     states: States,
     nodes: Vec<Node>,
@@ -204,6 +207,7 @@ impl<'a> Schedule<'a> {
             graph,
             shared: Arc::new(shared),
             progress: ctx.progress.clone(),
+            shown: ctx.shown.clone(),
             states: States::new(demands.len()),
             demands,
             nodes,
@@ -279,8 +283,9 @@ impl<'a> Schedule<'a> {
     fn start(&mut self, id: VertexId) {
         let vertex = self.graph.vertex(id);
         // The work wants somewhere to report to, even when nobody is shown it.
-        let is_shown = !vertex.meta.name.is_empty();
-        let step = if is_shown { self.progress.start(vertex.meta.name.clone()) } else { Progress::silent().start("") };
+        let name = &vertex.meta.name;
+        let is_shown = !name.is_empty() && !self.shown.contains(name);
+        let step = if is_shown { self.progress.start(name.clone()) } else { Progress::silent().start("") };
         self.nodes[id.index()].step = Some(step.clone());
         match &*vertex.op {
             Op::Local(local) => {

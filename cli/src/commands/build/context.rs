@@ -22,7 +22,7 @@ pub(crate) const MAX_REMOTE_DOCKERFILE: u64 = 16 << 20;
 
 /// A context, as far as it can be known without fetching anything.
 pub(crate) struct LoadedContext {
-    /// The Dockerfile; `None` when it is among files that lie elsewhere.
+    /// The Dockerfile; `None` when it lies elsewhere.
     pub(crate) dockerfile: Option<Dockerfile>,
     /// Where the files are.
     pub(crate) files: ContextKind,
@@ -52,12 +52,14 @@ impl LoadedContext {
     }
 }
 
-/// Whether the Dockerfile for a context elsewhere is on this machine: on standard input, or at an absolute path.
-pub(crate) fn is_here(dockerfile: &DockerfileArg) -> bool {
+/// Whether the Dockerfile is on this machine. With a context elsewhere: on standard input, or at an absolute path.
+pub(crate) fn is_here(context: &ContextArg, dockerfile: &DockerfileArg) -> bool {
+    let is_context_here = !matches!(context, ContextArg::Remote { .. });
     match dockerfile {
         DockerfileArg::Stdin => true,
-        DockerfileArg::File(file) => Path::new(file).is_absolute(),
-        DockerfileArg::Default => false,
+        DockerfileArg::Url(_) => false,
+        DockerfileArg::File(file) => is_context_here || Path::new(file).is_absolute(),
+        DockerfileArg::Default => is_context_here,
     }
 }
 
@@ -89,7 +91,7 @@ fn local_dockerfile(dockerfile: &DockerfileArg, url: &str) -> Result<Option<Dock
             let (path, text) = read_dockerfile(Path::new(file))?;
             Ok(Some(Dockerfile { text, identity: identity(file), name: file_name(&path) }))
         }
-        DockerfileArg::File(_) | DockerfileArg::Default => Ok(None),
+        DockerfileArg::File(_) | DockerfileArg::Default | DockerfileArg::Url(_) => Ok(None),
     }
 }
 
@@ -97,7 +99,7 @@ fn local_dockerfile(dockerfile: &DockerfileArg, url: &str) -> Result<Option<Dock
 pub(crate) fn dockerfile_in(files: &FetchedFiles, named: &DockerfileArg, place: &str) -> Result<Dockerfile, Failure> {
     let wanted = match named {
         DockerfileArg::File(file) => file.as_str(),
-        DockerfileArg::Default | DockerfileArg::Stdin => "Dockerfile",
+        DockerfileArg::Default | DockerfileArg::Stdin | DockerfileArg::Url(_) => "Dockerfile",
     };
     let wanted = Path::new(wanted.trim_start_matches('/'));
     let lower = wanted.ends_with("Dockerfile").then(|| wanted.with_file_name("dockerfile"));
@@ -147,21 +149,22 @@ fn local(dir: &Path, dockerfile: &DockerfileArg) -> Result<LoadedContext, Failur
     let dir = dir.canonicalize().map_err(|error| {
         Failure::environment(format!("unable to prepare context: cannot resolve \"{}\": {error}", dir.display()))
     })?;
-    let (path, (name, text)) = match dockerfile {
-        DockerfileArg::Stdin => (None, ("Dockerfile".to_owned(), read_stdin_dockerfile()?)),
+    let (path, found) = match dockerfile {
+        DockerfileArg::Url(_) => (None, None),
+        DockerfileArg::Stdin => (None, Some(("Dockerfile".to_owned(), read_stdin_dockerfile()?))),
         DockerfileArg::File(file) => {
             let (path, bytes) = read_dockerfile(Path::new(file))?;
-            (Some(path), (file_name(Path::new(file)), bytes))
+            (Some(path), Some((file_name(Path::new(file)), bytes)))
         }
         DockerfileArg::Default => {
             let (path, bytes) = read_dockerfile(&dir.join("Dockerfile"))?;
             let name = file_name(&path);
-            (Some(path), (name, bytes))
+            (Some(path), Some((name, bytes)))
         }
     };
     let ignore = ignore_file(path.as_deref(), &dir)?;
     let identity = path.as_deref().unwrap_or(&dir).to_string_lossy().into_owned();
-    let dockerfile = Some(Dockerfile { name, text, identity });
+    let dockerfile = found.map(|(name, text)| Dockerfile { name, text, identity });
     Ok(LoadedContext { dockerfile, files: here(), dir: Some(dir), ignore, _unpacked: None })
 }
 
@@ -186,7 +189,7 @@ fn stdin(
     }
     start.truncate(filled);
     if !archive::is_archive(&start) {
-        if let DockerfileArg::File(_) = dockerfile {
+        if let DockerfileArg::File(_) | DockerfileArg::Url(_) = dockerfile {
             return Err(Failure::usage("ambiguous Dockerfile source: both stdin and flag correspond to Dockerfiles"));
         }
         let mut text = start;
@@ -198,8 +201,13 @@ fn stdin(
     let unpacked = scratch()?;
     let received = std::io::Cursor::new(start).chain(input);
     let dir = archive::unpack_context(received, unpacked.path(), &CancellationToken::new())?;
-    let found = dockerfile_in(&FetchedFiles::of_dir(&dir)?, dockerfile, "the archive")?;
-    let dockerfile = Some(Dockerfile { identity: "-".to_owned(), ..found });
+    let dockerfile = match dockerfile {
+        DockerfileArg::Url(_) => None,
+        named => {
+            let found = dockerfile_in(&FetchedFiles::of_dir(&dir)?, named, "the archive")?;
+            Some(Dockerfile { identity: "-".to_owned(), ..found })
+        }
+    };
     Ok(LoadedContext { dockerfile, files: here(), dir: Some(dir), ignore: None, _unpacked: Some(unpacked) })
 }
 

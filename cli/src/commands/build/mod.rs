@@ -24,7 +24,7 @@ use crate::args::Global;
 use crate::env;
 use crate::failure::{Failure, Report, Source};
 use crate::report::{self, CheckWarning};
-use crate::request::{BuildRequest, ContextArg};
+use crate::request::{BuildRequest, ContextArg, DockerfileArg};
 use crate::ui::{self, Ui};
 
 /// Name of the main context.
@@ -126,20 +126,22 @@ impl Build<'_> {
     fn load_context(&self) -> Result<LoadedContext, Failure> {
         let scratch = || Ok(self.store.scratch_dir()?);
         let load = || context::load(&self.request.context, &self.request.dockerfile, scratch);
-        let is_remote = matches!(self.request.context, ContextArg::Remote { .. });
-        if is_remote && !context::is_here(&self.request.dockerfile) {
-            return load().map_err(of_build);
-        }
-        let step = self.progress.start("[internal] load build definition from Dockerfile");
+        // One that lies elsewhere is fetched as steps of their own.
+        let step = context::is_here(&self.request.context, &self.request.dockerfile)
+            .then(|| self.progress.start("[internal] load build definition from Dockerfile"));
         let context = load().map_err(|failure| {
-            step.finish(Outcome::Failed("the build definition cannot be loaded".to_owned()));
+            if let Some(step) = &step {
+                step.finish(Outcome::Failed("the build definition cannot be loaded".to_owned()));
+            }
             of_build(failure)
         })?;
-        let n_bytes = context.dockerfile.as_ref().map_or(0, |dockerfile| dockerfile.text.len());
-        step.status("transferring dockerfile:", n_bytes as u64, 0, true);
-        step.finish(Outcome::Done);
+        if let Some(step) = step {
+            let n_bytes = context.dockerfile.as_ref().map_or(0, |dockerfile| dockerfile.text.len());
+            step.status("transferring dockerfile:", n_bytes as u64, 0, true);
+            step.finish(Outcome::Done);
+        }
         // Ignore files count for directories only.
-        if !is_remote {
+        if !matches!(self.request.context, ContextArg::Remote { .. }) {
             let step = self.progress.start("[internal] load .dockerignore");
             let n_bytes = context.ignore.as_ref().map_or(2, |(_, text)| text.len());
             step.status("transferring context:", n_bytes as u64, 0, true);
@@ -148,15 +150,15 @@ impl Build<'_> {
         Ok(context)
     }
 
-    /// The Dockerfile, out of the context if that lies elsewhere.
+    /// The Dockerfile, wherever it lies.
     async fn dockerfile(&self, context: &LoadedContext, engine: &Engine) -> Result<Dockerfile, Failure> {
-        match (&context.dockerfile, &self.request.context) {
-            (Some(dockerfile), _) => Ok(dockerfile.clone()),
-            (None, ContextArg::Remote { url, kind }) => {
-                remote::dockerfile(engine, url, kind, &self.request.dockerfile).await.map_err(of_build)
-            }
-            (None, _) => Err(OpError::internal("there is no Dockerfile").into()),
-        }
+        let fetched = match (&context.dockerfile, &self.request.dockerfile, &self.request.context) {
+            (Some(dockerfile), ..) => return Ok(dockerfile.clone()),
+            (None, DockerfileArg::Url(url), _) => remote::dockerfile_at(engine, url).await,
+            (None, named, ContextArg::Remote { url, kind }) => remote::dockerfile(engine, url, kind, named).await,
+            (None, ..) => return Err(OpError::internal("there is no Dockerfile").into()),
+        };
+        fetched.map_err(of_build)
     }
 
     /// What the names of contexts mean, and the directories that some of them are.
@@ -237,6 +239,7 @@ impl Build<'_> {
             progress: self.progress.clone(),
             cancel: self.cancel.clone(),
             targets: TargetUse::Export,
+            shown: engine.shown(),
             parallelism: self.request.jobs.unwrap_or_else(wire::default_parallelism).max(1),
         };
         let results = solve(&plan.graph, &[image.root], context).await.map_err(solve_failure)?;

@@ -37,6 +37,16 @@ pub(super) async fn dockerfile(
     }
 }
 
+/// Fetches the Dockerfile at `url`, which is no part of the context.
+pub(super) async fn dockerfile_at(engine: &Engine, url: &str) -> Result<Dockerfile, Failure> {
+    let remote = RemoteFiles::of_dockerfile(url);
+    let files = engine.fetch(&remote.graph, [remote.files]).await;
+    let [files] = files.map_err(|error| during("failed to read dockerfile", error))?;
+    let place = redacted(url);
+    let found = context::dockerfile_in(&files, &DockerfileArg::Default, &place)?;
+    Ok(Dockerfile { identity: place, ..found })
+}
+
 /// What is behind a URL, unless it is an archive: then it is the Dockerfile, whatever its name.
 fn lone_dockerfile(fetched: &FetchedFiles) -> Result<Option<Vec<u8>>, Failure> {
     let read = |most_bytes| match fetched.read(Path::new(URL_CONTEXT_FILE), most_bytes)? {

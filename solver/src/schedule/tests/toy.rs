@@ -1,6 +1,6 @@
 //! An executor for tests: arithmetic on contents, with call counters and meeting points.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -100,7 +100,15 @@ impl Bench {
     pub(super) fn context(&self, progress: Progress, cancel: &CancellationToken) -> SolveContext {
         let executor: Arc<dyn Executor> = self.toy.clone();
         let (store, cancel) = (self.store.clone(), cancel.clone());
-        SolveContext { store, executor, progress, cancel, targets: TargetUse::Export, parallelism: 8 }
+        SolveContext {
+            store,
+            executor,
+            progress,
+            cancel,
+            targets: TargetUse::Export,
+            shown: HashSet::new(),
+            parallelism: 8,
+        }
     }
 
     /// Solves and tells how every step ended: its name, and `CACHED`, `DONE`, `ERROR`, `CANCELED` or a miss's reason.
