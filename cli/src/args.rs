@@ -53,6 +53,14 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Show how an image came about
     History(HistoryArgs),
+    /// Send images to their registries
+    Push(PushArgs),
+    /// Fetch images from registries
+    Pull(PullArgs),
+    /// Log in to a registry
+    Login(LoginArgs),
+    /// Log out from a registry
+    Logout(LogoutArgs),
     /// Show what the store holds
     Du(DuArgs),
     /// Remove build cache
@@ -320,6 +328,63 @@ pub(crate) struct InspectArgs {
     /// Images: names, IDs or beginnings of IDs
     #[arg(required = true)]
     pub(crate) images: Vec<String>,
+}
+
+/// `rbuild push`.
+#[derive(Args, Debug)]
+pub(crate) struct PushArgs {
+    /// Every tag of the repository
+    #[arg(short, long)]
+    pub(crate) all_tags: bool,
+    /// How layers that were built here are compressed: `gzip`, `zstd` or `uncompressed` [default: gzip]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) compression: Option<String>,
+    /// How hard: 0 to 9 for gzip, 1 to 22 for zstd
+    #[arg(long, value_name = "N")]
+    pub(crate) compression_level: Option<String>,
+    /// Print only the names
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Names of images: `registry.example.com/team/app:1.0`
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) images: Vec<String>,
+}
+
+/// `rbuild pull`.
+#[derive(Args, Debug)]
+pub(crate) struct PullArgs {
+    /// Platform of the image [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Option<String>,
+    /// Print only the names
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Names of images
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) images: Vec<String>,
+}
+
+/// `rbuild login`.
+#[derive(Args, Debug)]
+pub(crate) struct LoginArgs {
+    /// The user
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) username: Option<String>,
+    /// The password; others on this machine can see it: better `--password-stdin`
+    #[arg(short, long, value_name = "PASSWORD")]
+    pub(crate) password: Option<String>,
+    /// Read the password from standard input
+    #[arg(long)]
+    pub(crate) password_stdin: bool,
+    /// Host of the registry [default: docker.io]
+    pub(crate) server: Option<String>,
+}
+
+/// `rbuild logout`.
+#[derive(Args, Debug)]
+pub(crate) struct LogoutArgs {
+    /// Host of the registry [default: docker.io]
+    pub(crate) server: Option<String>,
 }
 
 /// `rbuild history`.

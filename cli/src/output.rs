@@ -245,7 +245,8 @@ fn image_options(attributes: &mut BTreeMap<String, String>, tags: &[ImageRef]) -
     })
 }
 
-fn codec(kind: Option<&str>, level: Option<&str>) -> Result<Option<cache::Codec>, Failure> {
+/// What `compression` and `compression-level` say; `None` when they say nothing.
+pub(crate) fn codec(kind: Option<&str>, level: Option<&str>) -> Result<Option<cache::Codec>, Failure> {
     let level = level.map(|text| {
         text.parse::<i32>()
             .map_err(|_| Failure::usage(format!("non-integer value {text} specified for compression-level")))

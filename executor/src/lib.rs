@@ -10,6 +10,7 @@ pub mod fetched;
 pub mod files;
 pub mod layer;
 pub mod packer;
+pub mod push;
 pub mod run;
 pub mod sandbox;
 pub mod source;

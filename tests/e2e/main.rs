@@ -7,6 +7,7 @@ mod errors;
 mod harness;
 mod interrupt;
 mod pull;
+mod push;
 mod real;
 mod referees;
 mod remote;

@@ -20,8 +20,8 @@ const TARGETS: [Target; 4] = [
 
 const SECONDS: u64 = 60;
 
-/// What libFuzzer has to keep to. The largest input is a line that is just too long for a Dockerfile, and then some.
-const LIMITS: [&str; 4] = ["-timeout=10", "-rss_limit_mb=2048", "-max_len=70000", "-print_final_stats=1"];
+/// What libFuzzer has to keep to: seconds that an input may take on a busy machine, and memory. The largest input is a line that is just too long for a Dockerfile, and then some.
+const LIMITS: [&str; 4] = ["-timeout=60", "-rss_limit_mb=2048", "-max_len=70000", "-print_final_stats=1"];
 
 /// Runs the named targets, or all of them, for `--seconds` each.
 ///

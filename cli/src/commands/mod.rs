@@ -4,9 +4,11 @@ mod build;
 mod check;
 mod image;
 mod images;
+mod login;
 mod run;
 mod space;
 mod table;
+mod transfer;
 
 use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -40,6 +42,14 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Rmi(args) => images::rmi(&open_store(&cli.global)?, &args),
         Command::Inspect(args) => images::inspect(&open_store(&cli.global)?, &args),
         Command::History(args) => images::history(&open_store(&cli.global)?, &args, now()),
+        Command::Push(args) => transfer::push(&open_store(&cli.global)?, &args),
+        Command::Pull(args) => {
+            let store = open_store(&cli.global)?;
+            let _leftovers = remove_leftovers(&store);
+            transfer::pull(&store, &args)
+        }
+        Command::Login(args) => login::login(&args),
+        Command::Logout(args) => login::logout(&args),
         Command::Du(args) => space::du(&open_store(&cli.global)?, &args, now()),
         Command::Prune(args) => space::prune(&open_store(&cli.global)?, &args, now()),
         Command::Completion { shell } => {

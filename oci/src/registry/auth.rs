@@ -19,6 +19,7 @@ use super::client::{Client, Notice};
 use super::credentials::{Credential, CredentialError, find_credential};
 use super::error::{Attempt, RegistryError};
 use super::hosts::Endpoint;
+use super::login::Login;
 use super::options::ClientOptions;
 use super::scopes::Scopes;
 use super::token::{Token, TokenServer};
@@ -165,6 +166,14 @@ impl Client {
         let known = state.credentials.get(need.repository).filter(|known| known.at.elapsed() < CREDENTIAL_LIFE);
         if let Some(known) = known {
             return known.found.clone().ok().flatten();
+        }
+        let given = need.endpoint.credential_keys().into_iter().find_map(|key| self.options().logins.get(key));
+        if let Some(Login { username, password }) = given.cloned() {
+            let found = Ok(Some(Credential::Password { username, password }));
+            state
+                .credentials
+                .insert(need.repository.to_owned(), KnownCredential { found: found.clone(), at: Instant::now() });
+            return found.ok().flatten();
         }
         let keys: Vec<String> = need.endpoint.credential_keys().into_iter().map(str::to_owned).collect();
         let (files, server, repository) =

@@ -20,6 +20,8 @@ pub enum Operation {
     UploadBlob,
     /// Sending a manifest.
     PutManifest,
+    /// Asking whether we are let in.
+    LogIn,
 }
 
 impl fmt::Display for Operation {
@@ -31,6 +33,7 @@ impl fmt::Display for Operation {
             Self::CheckBlob => "check blob",
             Self::UploadBlob => "upload blob",
             Self::PutManifest => "put manifest",
+            Self::LogIn => "log in",
         })
     }
 }
@@ -44,15 +47,18 @@ pub struct Attempt {
     pub host: String,
     /// `registry/repository`, as the user knows it.
     pub repository: String,
-    /// The tag or digest.
+    /// The tag or digest; empty when the registry as a whole was asked.
     pub object: String,
 }
 
 impl fmt::Display for Attempt {
     /// `docker.io/library/debian:12` or `docker.io/library/debian@sha256:…`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let separator = if self.object.contains(':') { '@' } else { ':' };
-        write!(f, "{}{separator}{}", self.repository, self.object)
+        match self.object.as_str() {
+            "" => f.write_str(&self.repository),
+            digest if digest.contains(':') => write!(f, "{}@{digest}", self.repository),
+            tag => write!(f, "{}:{tag}", self.repository),
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::reference::DEFAULT_REGISTRY;
 /// The host that serves `docker.io`.
 const DEFAULT_REGISTRY_HOST: &str = "registry-1.docker.io";
 /// The key of `docker.io` in Docker's `config.json`.
-const DEFAULT_REGISTRY_AUTH_KEY: &str = "https://index.docker.io/v1/";
+pub(super) const DEFAULT_REGISTRY_AUTH_KEY: &str = "https://index.docker.io/v1/";
 
 /// What the requests are for. Mirrors serve pulls only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +55,11 @@ impl Endpoint {
             url.query_pairs_mut().append_pair("ns", namespace);
         }
         Some(url)
+    }
+
+    /// `scheme://host/v2/`, which says whether we are let in. `None` if the host makes no URL.
+    pub(super) fn root_url(&self) -> Option<Url> {
+        Url::parse(&format!("{}://{}/v2/", self.scheme, self.host)).ok()
     }
 
     /// Whether a URL leads to this very endpoint, so that what is meant for it may go there.

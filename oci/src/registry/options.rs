@@ -5,6 +5,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::login::Login;
+
 /// Pause before the first reconnection.
 const RECONNECT_DELAY: Duration = Duration::from_millis(50);
 
@@ -17,6 +19,8 @@ pub struct ClientOptions {
     pub docker_config_dir: Option<PathBuf>,
     /// Credential files in the same format (podman's `auth.json`), asked in order before `config.json`.
     pub auth_files: Vec<PathBuf>,
+    /// Registry → what to log in with there, before any file is asked.
+    pub logins: BTreeMap<String, Login>,
     /// Directories with one directory `HOST[:PORT]` a registry: `*.crt` are CAs, `X.cert` pairs with `X.key`.
     /// All that exist are read.
     pub certs_dirs: Vec<PathBuf>,
@@ -106,6 +110,7 @@ impl Default for ClientOptions {
             user_agent: concat!("rbuild/", env!("CARGO_PKG_VERSION")).to_owned(),
             docker_config_dir: None,
             auth_files: Vec::new(),
+            logins: BTreeMap::new(),
             certs_dirs: Vec::new(),
             ca_file: None,
             ca_dir: None,

@@ -19,6 +19,8 @@ use cache::{LayerId, Store};
 use oci::registry::Client;
 use solver::{Chain, ImageOp, OpError, Step};
 
+pub(crate) use resolve::observer;
+
 use super::blocking;
 use crate::layer::UnpackOptions;
 

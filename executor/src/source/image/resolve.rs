@@ -280,7 +280,7 @@ fn answer(error: &Missing) -> &'static str {
 }
 
 /// Passes on what a person may want to see of the client's doings.
-pub(super) fn observer(step: &Step) -> oci::registry::Observer {
+pub(crate) fn observer(step: &Step) -> oci::registry::Observer {
     let step = step.clone();
     Arc::new(move |notice| {
         let text = match notice {

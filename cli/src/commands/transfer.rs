@@ -1,0 +1,194 @@
+//! `rbuild push` and `rbuild pull`: images between the local store and registries (`spec/cli.md` §6).
+
+use std::sync::Arc;
+
+use cache::Store;
+use executor::packer::{Packer, Wanted};
+use executor::push::{Parcel, Pusher};
+use executor::source::ImageSource;
+use executor::source::image::PullPolicy;
+use oci::registry::Client;
+use oci::{Descriptor, ImageRef, Platform, media_type};
+use solver::{ImageOp, OpError, Outcome, Progress, Step};
+use tokio_util::sync::CancellationToken;
+
+use super::build::wire;
+use crate::args::{PullArgs, PushArgs};
+use crate::env;
+use crate::failure::Failure;
+use crate::output;
+use crate::ui::{self, Mode, Ui};
+
+/// What transfers work with.
+struct Transfer<'a> {
+    store: &'a Store,
+    client: Client,
+    images: Arc<ImageSource>,
+    progress: Progress,
+    cancel: CancellationToken,
+}
+
+/// Pushes images under the names that they have here.
+pub(crate) fn push(store: &Store, args: &PushArgs) -> Result<(), Failure> {
+    let codec = output::codec(args.compression.as_deref(), args.compression_level.as_deref())?;
+    // What is asked for is done, also where a layer of a base image has another form already.
+    let wanted = Wanted {
+        codec: codec.unwrap_or(cache::Codec::Gzip { level: output::DEFAULT_GZIP_LEVEL }),
+        force: codec.is_some(),
+        store_plain: true,
+    };
+    let mut images = Vec::new();
+    for name in &args.images {
+        images.extend(named(store, name, args.all_tags)?);
+    }
+    let pushed = with_transfer(store, args.quiet, PullPolicy::Missing, async |transfer| {
+        let packer =
+            Packer::new(store.clone(), transfer.images.clone(), transfer.progress.clone(), transfer.cancel.clone());
+        let pusher = Pusher {
+            client: transfer.client.clone(),
+            store: store.clone(),
+            images: transfer.images.clone(),
+            cancel: transfer.cancel.clone(),
+        };
+        let mut pushed = Vec::with_capacity(images.len());
+        for (name, target) in &images {
+            let work = async |step: Step| {
+                let parcel = Parcel::of_stored(&packer, store, target, wanted).await?;
+                pusher.push(&parcel, std::slice::from_ref(name), &step).await?;
+                Ok(parcel.top().clone())
+            };
+            pushed.push(step(&transfer.progress, format!("pushing {}", name.familiar()), work).await?);
+        }
+        Ok(pushed)
+    })?;
+    let mut text = String::new();
+    for ((name, _), top) in images.iter().zip(pushed) {
+        if args.quiet {
+            text.push_str(&format!("{}\n", name.familiar()));
+        } else {
+            let tag = name.tag().unwrap_or_default();
+            text.push_str(&format!("{tag}: digest: {} size: {}\n", top.digest, top.size_bytes));
+        }
+    }
+    Ok(ui::stdout(&text)?)
+}
+
+/// The image of that name, or all tags of that repository.
+fn named(store: &Store, text: &str, all_tags: bool) -> Result<Vec<(ImageRef, Descriptor)>, Failure> {
+    let name = ImageRef::parse_normalized(text)
+        .map_err(|error| Failure::usage(format!("invalid image name `{text}`: {error}")))?;
+    if all_tags && !name.is_name_only() {
+        return Err(Failure::usage(format!("`{text}` names one tag, and --all-tags means all of a repository")));
+    }
+    if !all_tags {
+        let name = crate::request::parse_tag(text)?;
+        let image = super::image::find(store, &name.familiar())?.swap_remove(0);
+        return Ok(vec![(name, image.stored.target)]);
+    }
+    let images = store.images()?.into_iter().filter_map(|image| Some((image.reference?, image.target)));
+    let of_repository: Vec<_> = images.filter(|(reference, _)| reference.name_only() == name).collect();
+    if of_repository.is_empty() {
+        return Err(
+            Failure::input(format!("no image of the repository {text}")).help("`rbuild images` lists what there is")
+        );
+    }
+    Ok(of_repository)
+}
+
+/// Brings images here, under their names.
+pub(crate) fn pull(store: &Store, args: &PullArgs) -> Result<(), Failure> {
+    let platform = match &args.platform {
+        None => Platform::host(),
+        Some(text) => Platform::parse(text, &Platform::host())
+            .map_err(|error| Failure::usage(format!("invalid value `{text}` for --platform: {error}")))?,
+    };
+    let names = args.images.iter().map(|text| {
+        ImageRef::parse_normalized(text)
+            .map(ImageRef::with_default_tag)
+            .map_err(|error| Failure::usage(format!("invalid image name `{text}`: {error}")))
+    });
+    let names = names.collect::<Result<Vec<_>, _>>()?;
+    let lines = with_transfer(store, args.quiet, PullPolicy::Always, async |transfer| {
+        let mut lines = String::new();
+        for name in &names {
+            let work = async |step: Step| transfer.pull(name, &platform, &step).await;
+            let digest = step(&transfer.progress, format!("pulling {}", name.familiar()), work).await?;
+            lines.push_str(&if args.quiet {
+                format!("{name}\n")
+            } else {
+                format!("{}: digest: {digest}\n", name.familiar())
+            });
+        }
+        Ok(lines)
+    })?;
+    Ok(ui::stdout(&lines)?)
+}
+
+impl Transfer<'_> {
+    /// Fetches and unpacks an image, then names it. Returns the digest of what the name stands for at the registry.
+    async fn pull(&self, name: &ImageRef, platform: &Platform, step: &Step) -> Result<oci::Digest, OpError> {
+        let image = self.images.resolve(name, platform, step).await?;
+        let operation = ImageOp {
+            reference: image.reference.clone(),
+            platform: image.platform.clone(),
+            manifest: image.manifest.clone(),
+            diff_ids: image.config.rootfs.diff_ids.clone(),
+        };
+        let chain = self.images.chain(&operation, step).await?;
+        self.images.ensure_trees(&chain, step, &self.cancel).await?;
+        let gone = || OpError::environment(format!("the store has lost the blob {}", image.manifest));
+        let bytes = self.store.read_blob(&image.manifest)?.ok_or_else(gone)?;
+        let media_type = serde_json::from_slice::<oci::Manifest>(&bytes).ok().and_then(|manifest| manifest.media_type);
+        let media_type = media_type.unwrap_or_else(|| media_type::OCI_MANIFEST.to_owned());
+        let target = Descriptor::new(&media_type, image.manifest.clone(), bytes.len() as u64);
+        // A name that is a digest is none to find the image by later.
+        match name.tag() {
+            Some(tag) => {
+                let tagged = name.name_only().with_tag(tag).map_err(|error| OpError::internal(error.to_string()))?;
+                self.store.tag(&tagged, &target)?;
+            }
+            None => self.store.keep_dangling(&target)?,
+        }
+        Ok(image.top_digest)
+    }
+}
+
+/// Does `work` with progress on the screen and an eye on interrupts.
+fn with_transfer<T>(
+    store: &Store,
+    quiet: bool,
+    policy: PullPolicy,
+    work: impl AsyncFnOnce(&Transfer<'_>) -> Result<T, OpError>,
+) -> Result<T, Failure> {
+    let mode = if quiet { Mode::Silent } else { Mode::choose("auto").map_err(Failure::usage)? };
+    let ui = Ui::start(mode, super::clock(), env::colours());
+    let cancel = CancellationToken::new();
+    let runtime = wire::runtime()?;
+    let lease = store.lease()?;
+    let client = Client::new(wire::client_options());
+    let images = Arc::new(ImageSource::new(store.clone(), client.clone(), policy, wire::unpack_options()));
+    let transfer = Transfer { store, client, images, progress: ui.progress().clone(), cancel: cancel.clone() };
+    let outcome = runtime.block_on(wire::until_interrupted(cancel, work(&transfer)));
+    drop(transfer);
+    // Work that was cancelled ends before the last picture is drawn.
+    drop(runtime);
+    ui.close();
+    drop(lease);
+    store.sync()?;
+    Ok(outcome?)
+}
+
+/// Shows `work` as a step.
+async fn step<T>(
+    progress: &Progress,
+    name: String,
+    work: impl AsyncFnOnce(Step) -> Result<T, OpError>,
+) -> Result<T, OpError> {
+    let step = progress.start(name);
+    let outcome = work(step.clone()).await;
+    step.finish(match &outcome {
+        Ok(_) => Outcome::Done,
+        Err(error) => Outcome::Failed(error.message.clone()),
+    });
+    outcome
+}
