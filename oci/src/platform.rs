@@ -199,6 +199,19 @@ impl Platform {
         Self { os_version, os_features, ..Self::new(&self.os, &self.architecture, self.variant.as_deref()) }
     }
 
+    /// Everything that tells platforms apart, as [`parse`](Self::parse) reads it: `windows(10.0.17763.1)/amd64`, where
+    /// [`Display`](fmt::Display) has `windows/amd64`.
+    pub fn qualified(&self) -> String {
+        let plain = self.to_string();
+        if self.os_version.is_none() && self.os_features.is_empty() {
+            return plain;
+        }
+        let version = percent_encode(self.os_version.as_deref().unwrap_or_default());
+        let features: String = self.os_features.iter().map(|feature| format!("+{}", percent_encode(feature))).collect();
+        let (os, rest) = plain.split_at(plain.find('/').unwrap_or(plain.len()));
+        format!("{os}({version}{features}){rest}")
+    }
+
     /// How well an image for `candidate` serves this wanted platform.
     ///
     /// 0 is exact, larger is worse, `None` does not run here at all.
@@ -306,6 +319,15 @@ fn parse_os(component: &str) -> Option<Os> {
 
 fn is_component(text: &&str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
+}
+
+fn percent_encode(text: &str) -> String {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+    let encoded = text.bytes().map(|byte| match is_plain(&byte) {
+        true => char::from(byte).to_string(),
+        false => format!("%{byte:02x}"),
+    });
+    encoded.collect()
 }
 
 fn percent_decode(text: &str) -> Option<String> {
@@ -443,6 +465,8 @@ mod tests {
         assert_eq!(platform.os_version.as_deref(), Some("10.0.17763.1"));
         assert_eq!(platform.os_features, ["win32k", "a+b"]);
         assert_eq!(platform.to_string(), "windows/amd64");
+        assert_eq!(platform.qualified(), "windows(10.0.17763.1+win32k+a%2bb)/amd64");
+        assert_eq!(host().qualified(), "linux/amd64");
     }
 
     #[test]

@@ -7,26 +7,27 @@ use cache::Store;
 use executor::sandbox::{Exit, HostNetwork, MountSource, Resources, Sandbox, SandboxMount, SandboxSpec, Stdio, Writes};
 use executor::source::ImageSource;
 use executor::source::image::PullPolicy;
-use oci::ContainerConfig;
 use oci::registry::Client;
+use oci::{ContainerConfig, Platform};
 use solver::{Chain, NetworkMode, Progress, SecurityMode};
 use tokio_util::sync::CancellationToken;
 
 use super::build::wire;
-use super::image::{Image, find};
+use super::image::{Image, PlatformImage, find};
 use crate::args::RunArgs;
 use crate::env;
 use crate::failure::Failure;
-use crate::request::network;
+use crate::request::{network, platform};
 use crate::ui;
 
 /// Runs it; its exit code becomes ours.
 pub(crate) fn run(store: &Store, args: RunArgs) -> Result<(), Failure> {
-    let image = find(store, &args.image)?.swap_remove(0);
+    let whole = find(store, &args.image)?.swap_remove(0);
+    let image = chosen(&whole, &args)?;
     let _lease = store.lease()?;
     let runtime = wire::runtime()?;
     let exit = runtime.block_on(async {
-        let lower = trees(store, &image).await?;
+        let lower = trees(store, image).await?;
         let draft = store.new_tree()?;
         let spec = SandboxSpec { lower, upper: draft.tree(), work: draft.work(), ..spec(&args, &image.config.config)? };
         if !args.interactive {
@@ -49,8 +50,18 @@ fn finish(exit: &Exit) -> Result<(), Failure> {
     }
 }
 
+/// The image that runs: for the platform of the flag, else for this machine. One that is no index needs no choice.
+fn chosen<'a>(whole: &'a Image, args: &RunArgs) -> Result<&'a PlatformImage, Failure> {
+    // An empty variable of the environment says nothing.
+    match args.platform.as_deref().filter(|text| !text.is_empty()) {
+        Some(text) => whole.for_platform(&platform(text)?, &args.image),
+        None if whole.is_index() => whole.for_platform(&Platform::host(), &args.image),
+        None => Ok(whole.shown()),
+    }
+}
+
 /// The trees of the image's layers, unpacked where they are not.
-async fn trees(store: &Store, image: &Image) -> Result<Vec<std::path::PathBuf>, Failure> {
+async fn trees(store: &Store, image: &PlatformImage) -> Result<Vec<std::path::PathBuf>, Failure> {
     let diff_ids = image.config.rootfs.diff_ids.iter();
     let layers = diff_ids.map(|diff_id| Ok(store.layer_for_diff_id(diff_id)?.layer));
     let chain = Chain::new(layers.collect::<Result<_, Failure>>()?);
