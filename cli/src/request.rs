@@ -13,6 +13,7 @@ use crate::call::Call;
 use crate::csv;
 use crate::env;
 use crate::failure::Failure;
+use crate::mistakes;
 use crate::output::{self, Output};
 use crate::ui::Mode;
 
@@ -21,6 +22,19 @@ const MAX_SECRET_BYTES: u64 = 500 * 1024;
 
 /// How a secret is given.
 const SECRET_FORM: &str = "write --secret id=NAME,src=FILE or --secret id=NAME,env=VARIABLE";
+
+/// Platforms that people mean when they mistype one.
+const COMMON_PLATFORMS: [&str; 9] = [
+    "linux/amd64",
+    "linux/arm64",
+    "linux/arm/v7",
+    "linux/arm/v6",
+    "linux/386",
+    "linux/riscv64",
+    "linux/ppc64le",
+    "linux/s390x",
+    "windows/amd64",
+];
 
 /// What `--allow` can give.
 const ENTITLEMENTS: [&str; 3] = ["network.host", "security.insecure", "device"];
@@ -233,6 +247,11 @@ fn platforms(list: &[String], warnings: &mut Vec<String>) -> Result<Vec<Platform
     let mut platforms = Vec::new();
     for text in given {
         let platform = platform(text)?;
+        if !platform.is_known() {
+            let meant = mistakes::nearest(&platform.to_string(), COMMON_PLATFORMS);
+            let meant = meant.map(|name| format!("; did you mean {name}?")).unwrap_or_default();
+            warnings.push(format!("{platform} is no platform that anything is known to run on{meant}"));
+        }
         if platforms.contains(&platform) {
             warnings.push(format!("Duplicate platform result requested \"{platform}\""));
         } else {
@@ -253,6 +272,9 @@ pub(crate) fn platform(text: &str) -> Result<Platform, Failure> {
         Err(_) if text.is_empty() => Failure::usage("empty value for --platform"),
         Err(error) => Failure::usage(format!("invalid value `{text}` for --platform: {error}")),
     };
+    if let Some(name) = mistakes::nearest(&format!("linux/{text}"), COMMON_PLATFORMS) {
+        return Err(failure.help(format!("did you mean {name}?")));
+    }
     Err(failure
         .help("platforms look like linux/amd64, linux/arm64 or linux/arm/v7; `local` is this machine's")
         .help("several are separated by commas: --platform linux/amd64,linux/arm64"))

@@ -199,6 +199,11 @@ impl Platform {
         Self { os_version, os_features, ..Self::new(&self.os, &self.architecture, self.variant.as_deref()) }
     }
 
+    /// Whether operating system and architecture are ones that Go knows. Others are allowed, and mostly a slip.
+    pub fn is_known(&self) -> bool {
+        KNOWN_OS.contains(&self.os.as_str()) && KNOWN_ARCHITECTURES.contains(&self.architecture.as_str())
+    }
+
     /// Everything that tells platforms apart, as [`parse`](Self::parse) reads it: `windows(10.0.17763.1)/amd64`, where
     /// [`Display`](fmt::Display) has `windows/amd64`.
     pub fn qualified(&self) -> String {
@@ -446,6 +451,7 @@ mod tests {
             let platform = Platform::parse(text, &host()).expect(text);
             assert_eq!(platform.to_string(), expected, "{text}");
             assert_eq!(platform, platform.normalized(), "{text}");
+            assert_eq!(platform.is_known(), text != "plan10/z80", "{text}");
         }
     }
 

@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cache::Store;
-use executor::sandbox::{Exit, HostNetwork, MountSource, Resources, Sandbox, SandboxMount, SandboxSpec, Stdio, Writes};
+use executor::sandbox::{
+    Exit, HostNetwork, MountSource, NotStarted, Resources, Sandbox, SandboxMount, SandboxSpec, Stdio, Writes,
+};
 use executor::source::ImageSource;
 use executor::source::image::PullPolicy;
 use oci::registry::Client;
@@ -17,8 +19,14 @@ use super::image::{Image, PlatformImage, find};
 use crate::args::RunArgs;
 use crate::env;
 use crate::failure::Failure;
+use crate::report;
 use crate::request::{network, platform};
 use crate::ui;
+
+/// Exit code of docker and shells for a program that is not there.
+const NOT_FOUND: u8 = 127;
+/// The same for one that cannot be executed.
+const NOT_EXECUTABLE: u8 = 126;
 
 /// Runs it; its exit code becomes ours.
 pub(crate) fn run(store: &Store, args: RunArgs) -> Result<(), Failure> {
@@ -26,23 +34,55 @@ pub(crate) fn run(store: &Store, args: RunArgs) -> Result<(), Failure> {
     let image = chosen(&whole, &args)?;
     let _lease = store.lease()?;
     let runtime = wire::runtime()?;
+    let spec = spec(&args, &image.config.config)?;
+    let program = spec.args.first().cloned().unwrap_or_default();
     let exit = runtime.block_on(async {
         let lower = trees(store, image).await?;
         let draft = store.new_tree()?;
-        let spec = SandboxSpec { lower, upper: draft.tree(), work: draft.work(), ..spec(&args, &image.config.config)? };
+        let spec = SandboxSpec { lower, upper: draft.tree(), work: draft.work(), ..spec };
         if !args.interactive {
             close_input()?;
         }
         let sandbox = Sandbox::new(store.scratch_dir()?, Arc::new(HostNetwork)).map_err(fault)?;
         sandbox.run_interactive(spec, &CancellationToken::new()).await.map_err(fault)
     })?;
-    finish(&exit)
-}
-
-fn finish(exit: &Exit) -> Result<(), Failure> {
     for warning in &exit.warnings {
         ui::stderr(|out| std::io::Write::write_all(out, format!("WARN: {warning}\n").as_bytes()));
     }
+    match exit.not_started {
+        Some(reason) => {
+            let (failure, code) = not_started(reason, &program, image, &args.image);
+            report::failure(&failure);
+            Err(Failure::Exit(code))
+        }
+        None => finish(&exit),
+    }
+}
+
+/// Says why a program was not started, with the exit code that docker has for it.
+fn not_started(reason: NotStarted, program: &str, image: &PlatformImage, name: &str) -> (Failure, u8) {
+    let failure = |why: &str| Failure::input(format!("cannot start `{program}` of `{name}`: {why}"));
+    match reason {
+        NotStarted::Missing => {
+            let failure = failure("there is no such program, or its interpreter is missing");
+            (failure.help("the image's PATH is searched; a path begins with `/` or `./`"), NOT_FOUND)
+        }
+        NotStarted::Denied => (failure("it may not be executed"), NOT_EXECUTABLE),
+        NotStarted::WrongFormat if image.platform().architecture != Platform::host().architecture => {
+            let failure = failure(&format!("this machine runs no programs for {}", image.platform()));
+            (failure.help("register qemu for that architecture in binfmt_misc with the flag F"), NOT_EXECUTABLE)
+        }
+        NotStarted::WrongFormat => {
+            (failure("it is neither a program for this machine nor a script with `#!`"), NOT_EXECUTABLE)
+        }
+        NotStarted::Other(errno) => {
+            let why = std::io::Error::from_raw_os_error(errno).to_string();
+            (failure(&why), NOT_EXECUTABLE)
+        }
+    }
+}
+
+fn finish(exit: &Exit) -> Result<(), Failure> {
     match u8::try_from(exit.code) {
         Ok(0) => Ok(()),
         Ok(code) => Err(Failure::Exit(code)),
