@@ -254,6 +254,8 @@ pub(crate) fn for_each_layer(
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+    use crate::gc::PruneFilter;
     use crate::testing::{check, image, reference, store};
 
     #[test]
@@ -287,6 +289,35 @@ mod tests {
         assert!(!store.untag(&reference("b")).unwrap());
         store.keep_dangling(&old).unwrap();
         assert!(store.remove_dangling(&old.digest).unwrap());
+        check(&store);
+    }
+
+    #[test]
+    fn an_index_keeps_all_that_its_images_need() {
+        let (_dir, store) = store();
+        let images = [image(&store, 1), image(&store, 2)];
+        let other = image(&store, 3);
+        let index = Index {
+            schema_version: 2,
+            media_type: Some(media_type::OCI_INDEX.to_owned()),
+            manifests: images.to_vec(),
+            annotations: Default::default(),
+        };
+        let bytes = oci::image::to_manifest_json(&index);
+        let digest = store.put_blob(&bytes).unwrap();
+        let target = Descriptor::new(media_type::OCI_INDEX, digest, bytes.len() as u64);
+        store.tag(&reference("app"), &target).unwrap();
+        store.prune(&PruneFilter { all: true, ..PruneFilter::default() }, false).unwrap();
+        for image in &images {
+            let bytes = store.read_blob(&image.digest).unwrap().expect("a manifest of the index");
+            let manifest: Manifest = serde_json::from_slice(&bytes).unwrap();
+            assert!(store.read_blob(&manifest.config.digest).unwrap().is_some());
+            assert!(manifest.layers.iter().all(|layer| store.blob_path(&layer.digest).is_some()));
+        }
+        assert!(store.read_blob(&other.digest).unwrap().is_none());
+        store.untag(&reference("app")).unwrap();
+        store.prune(&PruneFilter { all: true, ..PruneFilter::default() }, false).unwrap();
+        assert!(store.read_blob(&images[0].digest).unwrap().is_none());
         check(&store);
     }
 

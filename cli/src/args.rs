@@ -94,8 +94,9 @@ pub(crate) struct BuildArgs {
     /// Additional context, by name: a path, `docker-image://REF`, `oci-layout://DIR`, a git or http(s) URL (repeatable)
     #[arg(long = "build-context", value_name = "NAME=VALUE", action = ArgAction::Append)]
     pub(crate) build_contexts: Vec<String>,
-    /// Platform of the result [default: $DOCKER_DEFAULT_PLATFORM, else this machine's]
-    #[arg(long = "platform", value_name = "OS/ARCH", action = ArgAction::Append, value_delimiter = ',')]
+    /// Platforms of the result: `linux/amd64,linux/arm64`; `local` is this machine's (repeatable) [default:
+    /// $DOCKER_DEFAULT_PLATFORM, else this machine's]
+    #[arg(long = "platform", value_name = "OS/ARCH[,…]", action = ArgAction::Append)]
     pub(crate) platforms: Vec<String>,
 
     /// Where the result goes: `type=oci,dest=x.tar`, `type=docker`, `type=local`, `type=tar`, `type=image`,
@@ -273,6 +274,9 @@ pub(crate) struct RunArgs {
     /// Host name inside
     #[arg(long, value_name = "NAME")]
     pub(crate) hostname: Option<String>,
+    /// Which image of several platforms [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH", env = "DOCKER_DEFAULT_PLATFORM")]
+    pub(crate) platform: Option<String>,
     /// The image
     pub(crate) image: String,
     /// Command and arguments instead of the image's CMD
@@ -325,6 +329,9 @@ pub(crate) struct RmiArgs {
 /// `rbuild inspect`.
 #[derive(Args, Debug)]
 pub(crate) struct InspectArgs {
+    /// Which image of several platforms [default: this machine's, else the first]
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Option<String>,
     /// Images: names, IDs or beginnings of IDs
     #[arg(required = true)]
     pub(crate) images: Vec<String>,
@@ -399,6 +406,9 @@ pub(crate) struct HistoryArgs {
     /// `table` or `json` (one object a line)
     #[arg(long, default_value = "table", value_parser = ["table", "json"])]
     pub(crate) format: String,
+    /// Which image of several platforms [default: this machine's, else the first]
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Option<String>,
     /// An image: name, ID or the beginning of an ID
     pub(crate) image: String,
 }

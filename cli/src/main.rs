@@ -3,6 +3,7 @@
 //! Read [`args`] (flags as typed), then [`request`] (checked), then [`commands::build`] (one build from flags to image).
 #![forbid(unsafe_code)]
 
+mod annotations;
 mod args;
 mod call;
 mod commands;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use oci::ImageRef;
 
+use crate::annotations::{Annotations, is_annotation};
 use crate::csv;
 use crate::failure::Failure;
 use crate::mistakes;
@@ -36,6 +37,8 @@ pub(crate) enum Output {
     Local {
         /// Where.
         dest: PathBuf,
+        /// A directory for each platform; `None` if there are several.
+        split: Option<bool>,
         /// `SOURCE_DATE_EPOCH` of this output, in place of the build's.
         epoch: Option<i64>,
     },
@@ -70,8 +73,8 @@ pub(crate) struct ImageOptions {
     pub(crate) force_compression: bool,
     /// Docker media types instead of OCI's.
     pub(crate) docker_types: bool,
-    /// Annotations of the manifest.
-    pub(crate) annotations: BTreeMap<String, String>,
+    /// Annotations of manifests and index.
+    pub(crate) annotations: Annotations,
     /// No time in layers of this build is later than the epoch.
     pub(crate) rewrite_timestamp: bool,
     /// `SOURCE_DATE_EPOCH` of this output, in place of the build's.
@@ -129,7 +132,7 @@ fn parse(spec: &str, tags: &[ImageRef]) -> Result<Output, Failure> {
         return Ok(Output::Tar { dest: Dest::Stdout, epoch: None });
     }
     if !spec.contains('=') && !spec.contains(',') {
-        return local(Some(spec.to_owned()), None);
+        return local(Some(spec.to_owned()), None, None);
     }
     let mut attributes = BTreeMap::new();
     for field in csv::fields(spec).map_err(|error| Failure::usage(format!("invalid --output `{spec}`: {}", error.0)))? {
@@ -158,7 +161,10 @@ fn parse(spec: &str, tags: &[ImageRef]) -> Result<Output, Failure> {
             }
             Output::Docker { options: image_options(&mut attributes, tags)?, dest: file_or_stdout(dest) }
         }
-        "local" => local(dest, epoch(&mut attributes)?)?,
+        "local" => {
+            let split = explicit_flag(&mut attributes, "platform-split")?;
+            local(dest, split, epoch(&mut attributes)?)?
+        }
         "tar" => Output::Tar { dest: file_or_stdout(dest), epoch: epoch(&mut attributes)? },
         "cacheonly" => Output::CacheOnly,
         "registry" => {
@@ -177,7 +183,7 @@ fn parse(spec: &str, tags: &[ImageRef]) -> Result<Output, Failure> {
 }
 
 /// Attributes of the outputs, for suggestions.
-const ATTRIBUTES: [&str; 10] = [
+const ATTRIBUTES: [&str; 11] = [
     "dest",
     "name",
     "tar",
@@ -185,6 +191,7 @@ const ATTRIBUTES: [&str; 10] = [
     "compression-level",
     "force-compression",
     "oci-mediatypes",
+    "platform-split",
     "push",
     "rewrite-timestamp",
     "source-date-epoch",
@@ -198,7 +205,7 @@ fn unknown_attribute(kind: &str, key: &str) -> Failure {
     }
 }
 
-fn local(dest: Option<String>, epoch: Option<i64>) -> Result<Output, Failure> {
+fn local(dest: Option<String>, split: Option<bool>, epoch: Option<i64>) -> Result<Output, Failure> {
     match dest.as_deref() {
         None | Some("") => {
             Err(Failure::usage("dest is required for local exporter")
@@ -210,7 +217,7 @@ fn local(dest: Option<String>, epoch: Option<i64>) -> Result<Output, Failure> {
             Err(Failure::usage(format!("destination directory {dest} is a file"))
                 .help("remove it, or name another directory"))
         }
-        Some(dest) => Ok(Output::Local { dest: dest.into(), epoch }),
+        Some(dest) => Ok(Output::Local { dest: dest.into(), split, epoch }),
     }
 }
 
@@ -228,17 +235,19 @@ fn image_options(attributes: &mut BTreeMap<String, String>, tags: &[ImageRef]) -
     }
     let kind = attributes.remove("compression");
     let level = attributes.remove("compression-level");
-    let annotations: Vec<String> = attributes.keys().filter(|key| key.starts_with("annotation.")).cloned().collect();
-    let annotations = annotations.into_iter().filter_map(|key| {
-        let value = attributes.remove(&key)?;
-        Some((key["annotation.".len()..].to_owned(), value))
-    });
-    let annotations = annotations.collect();
+    let annotations: Vec<String> = attributes.keys().filter(|key| is_annotation(key)).cloned().collect();
+    let annotations = annotations.into_iter().filter_map(|key| attributes.remove_entry(&key));
+    let annotations = Annotations::parse(annotations)?;
+    let docker_types = flag(attributes, "oci-mediatypes")? == Some(false);
+    if docker_types && !annotations.is_empty() {
+        return Err(Failure::usage("cannot export annotations with \"oci-mediatypes=false\"")
+            .help("documents of Docker's media types have none: leave out one of the two"));
+    }
     Ok(ImageOptions {
         names,
         codec: codec(kind.as_deref(), level.as_deref())?,
         force_compression: flag(attributes, "force-compression")?.unwrap_or(false),
-        docker_types: flag(attributes, "oci-mediatypes")? == Some(false),
+        docker_types,
         annotations,
         rewrite_timestamp: explicit_flag(attributes, "rewrite-timestamp")?.unwrap_or(false),
         epoch: epoch(attributes)?,
@@ -309,7 +318,7 @@ mod tests {
 
     #[test]
     fn forms_of_outputs() {
-        assert_eq!(one("out").expect("path"), Output::Local { dest: "out".into(), epoch: None });
+        assert_eq!(one("out").expect("path"), Output::Local { dest: "out".into(), split: None, epoch: None });
         assert_eq!(one("-").expect("dash"), Output::Tar { dest: Dest::Stdout, epoch: None });
         assert_eq!(one("type=tar,dest=x").expect("tar"), Output::Tar { dest: Dest::File("x".into()), epoch: None });
         assert_eq!(one("type=cacheonly").expect("cacheonly"), Output::CacheOnly);
@@ -326,8 +335,8 @@ mod tests {
             other => panic!("{other:?}"),
         }
         assert_eq!(
-            one("type=local,dest=out,source-date-epoch=5").expect("local"),
-            Output::Local { dest: "out".into(), epoch: Some(5) }
+            one("type=local,dest=out,source-date-epoch=5,platform-split=false").expect("local"),
+            Output::Local { dest: "out".into(), split: Some(false), epoch: Some(5) }
         );
     }
 
@@ -348,6 +357,10 @@ mod tests {
             "type=image,rewrite-timestamp",
             "type=image,rewrite-timestamp=maybe",
             "type=image,source-date-epoch=yesterday",
+            "type=local,dest=out,platform-split",
+            "type=tar,dest=x,platform-split=false",
+            "type=oci,dest=x,oci-mediatypes=false,annotation.k=v",
+            "type=oci,dest=x,annotation-layer.k=v",
         ] {
             assert!(one(spec).is_err(), "{spec}");
         }

@@ -13,6 +13,7 @@ use crate::call::Call;
 use crate::csv;
 use crate::env;
 use crate::failure::Failure;
+use crate::mistakes;
 use crate::output::{self, Output};
 use crate::ui::Mode;
 
@@ -21,6 +22,19 @@ const MAX_SECRET_BYTES: u64 = 500 * 1024;
 
 /// How a secret is given.
 const SECRET_FORM: &str = "write --secret id=NAME,src=FILE or --secret id=NAME,env=VARIABLE";
+
+/// Platforms that people mean when they mistype one.
+const COMMON_PLATFORMS: [&str; 9] = [
+    "linux/amd64",
+    "linux/arm64",
+    "linux/arm/v7",
+    "linux/arm/v6",
+    "linux/386",
+    "linux/riscv64",
+    "linux/ppc64le",
+    "linux/s390x",
+    "windows/amd64",
+];
 
 /// What `--allow` can give.
 const ENTITLEMENTS: [&str; 3] = ["network.host", "security.insecure", "device"];
@@ -228,30 +242,45 @@ fn build_contexts(list: &[String]) -> Result<Vec<(String, String)>, Failure> {
     list.iter().map(split).collect()
 }
 
-/// A platform that is given twice is built once, with a warning.
+/// The platforms of the result, each once: one that is given again is built once, with a warning.
 fn platforms(list: &[String], warnings: &mut Vec<String>) -> Result<Vec<Platform>, Failure> {
     let default = env::var("DOCKER_DEFAULT_PLATFORM").filter(|value| !value.is_empty());
-    let list = if list.is_empty() { default.into_iter().collect() } else { list.to_vec() };
+    let default = default.iter().filter(|_| list.is_empty());
+    let given = list.iter().chain(default).flat_map(|text| text.split(','));
     let mut platforms = Vec::new();
-    for text in list {
-        let platform = if text == "local" {
-            Platform::host()
-        } else {
-            Platform::parse(&text, &Platform::host())
-                .map_err(|error| Failure::usage(format!("invalid value `{text}` for --platform: {error}")))
-                .map_err(|failure| failure.help("platforms look like linux/amd64, linux/arm64 or linux/arm/v7"))?
-        };
+    for text in given {
+        let platform = platform(text)?;
+        if !platform.is_known() {
+            let meant = mistakes::nearest(&platform.to_string(), COMMON_PLATFORMS);
+            let meant = meant.map(|name| format!("; did you mean {name}?")).unwrap_or_default();
+            warnings.push(format!("{platform} is no platform that anything is known to run on{meant}"));
+        }
         if platforms.contains(&platform) {
             warnings.push(format!("Duplicate platform result requested \"{platform}\""));
         } else {
             platforms.push(platform);
         }
     }
-    if platforms.len() > 1 {
-        return Err(Failure::usage("--platform takes one platform: building several at once is not supported yet")
-            .help("build each platform by itself, one --platform each"));
-    }
     Ok(platforms)
+}
+
+/// One value of `--platform`.
+pub(crate) fn platform(text: &str) -> Result<Platform, Failure> {
+    let text = text.trim();
+    if text.eq_ignore_ascii_case("local") {
+        return Ok(Platform::host());
+    }
+    let failure = match Platform::parse(text, &Platform::host()) {
+        Ok(platform) => return Ok(platform),
+        Err(_) if text.is_empty() => Failure::usage("empty value for --platform"),
+        Err(error) => Failure::usage(format!("invalid value `{text}` for --platform: {error}")),
+    };
+    if let Some(name) = mistakes::nearest(&format!("linux/{text}"), COMMON_PLATFORMS) {
+        return Err(failure.help(format!("did you mean {name}?")));
+    }
+    Err(failure
+        .help("platforms look like linux/amd64, linux/arm64 or linux/arm/v7; `local` is this machine's")
+        .help("several are separated by commas: --platform linux/amd64,linux/arm64"))
 }
 
 fn key_value(text: &str) -> (String, String) {
@@ -477,6 +506,29 @@ mod tests {
             assert!(matches!(of(text), ContextArg::Remote { url, .. } if url == text), "{text}");
         }
         assert!(context("https://x/y.git?what=1", &none).is_err());
+    }
+
+    #[test]
+    fn platforms_are_normalised_and_built_once() {
+        let given = |list: &[&str]| {
+            let mut warnings = Vec::new();
+            let list: Vec<String> = list.iter().map(|text| (*text).to_owned()).collect();
+            let platforms = platforms(&list, &mut warnings).expect("valid");
+            (platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "), warnings.len())
+        };
+        let host = Platform::host().to_string();
+        for (list, expected, n_warnings) in [
+            (&["linux/amd64,linux/arm64"][..], "linux/amd64 linux/arm64", 0),
+            (&["linux/arm64/v8", " aarch64 ", "linux/armhf,armel"], "linux/arm64 linux/arm/v7 linux/arm/v6", 1),
+            (&["x86_64,linux/amd64/v1,linux/amd64/v2"], "linux/amd64 linux/amd64/v2", 1),
+            (&["local"], host.as_str(), 0),
+            (&["LOCAL,local"], host.as_str(), 1),
+        ] {
+            assert_eq!(given(list), (expected.to_owned(), n_warnings), "{list:?}");
+        }
+        for text in ["", "linux/amd64,", "linux/amd64 linux/arm64", "linux/a/b/c", "*"] {
+            assert!(platforms(&[text.to_owned()], &mut Vec::new()).is_err(), "{text}");
+        }
     }
 
     #[test]

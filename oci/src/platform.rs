@@ -199,6 +199,24 @@ impl Platform {
         Self { os_version, os_features, ..Self::new(&self.os, &self.architecture, self.variant.as_deref()) }
     }
 
+    /// Whether operating system and architecture are ones that Go knows. Others are allowed, and mostly a slip.
+    pub fn is_known(&self) -> bool {
+        KNOWN_OS.contains(&self.os.as_str()) && KNOWN_ARCHITECTURES.contains(&self.architecture.as_str())
+    }
+
+    /// Everything that tells platforms apart, as [`parse`](Self::parse) reads it: `windows(10.0.17763.1)/amd64`, where
+    /// [`Display`](fmt::Display) has `windows/amd64`.
+    pub fn qualified(&self) -> String {
+        let plain = self.to_string();
+        if self.os_version.is_none() && self.os_features.is_empty() {
+            return plain;
+        }
+        let version = percent_encode(self.os_version.as_deref().unwrap_or_default());
+        let features: String = self.os_features.iter().map(|feature| format!("+{}", percent_encode(feature))).collect();
+        let (os, rest) = plain.split_at(plain.find('/').unwrap_or(plain.len()));
+        format!("{os}({version}{features}){rest}")
+    }
+
     /// How well an image for `candidate` serves this wanted platform.
     ///
     /// 0 is exact, larger is worse, `None` does not run here at all.
@@ -306,6 +324,15 @@ fn parse_os(component: &str) -> Option<Os> {
 
 fn is_component(text: &&str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
+}
+
+fn percent_encode(text: &str) -> String {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+    let encoded = text.bytes().map(|byte| match is_plain(&byte) {
+        true => char::from(byte).to_string(),
+        false => format!("%{byte:02x}"),
+    });
+    encoded.collect()
 }
 
 fn percent_decode(text: &str) -> Option<String> {
@@ -424,6 +451,7 @@ mod tests {
             let platform = Platform::parse(text, &host()).expect(text);
             assert_eq!(platform.to_string(), expected, "{text}");
             assert_eq!(platform, platform.normalized(), "{text}");
+            assert_eq!(platform.is_known(), text != "plan10/z80", "{text}");
         }
     }
 
@@ -443,6 +471,8 @@ mod tests {
         assert_eq!(platform.os_version.as_deref(), Some("10.0.17763.1"));
         assert_eq!(platform.os_features, ["win32k", "a+b"]);
         assert_eq!(platform.to_string(), "windows/amd64");
+        assert_eq!(platform.qualified(), "windows(10.0.17763.1+win32k+a%2bb)/amd64");
+        assert_eq!(host().qualified(), "linux/amd64");
     }
 
     #[test]

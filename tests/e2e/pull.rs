@@ -91,7 +91,7 @@ fn the_platform_is_chosen_from_an_index() {
     let ran = space.build_fails(&format!("FROM {reference}\n"), &["--platform", "linux/s390x"]);
     assert_eq!(ran.code, 1, "{}", ran.stderr);
     assert!(ran.stderr.contains("no match for platform in manifest: not found"), "{}", ran.stderr);
-    assert!(ran.stderr.contains("(it has the image for other platforms only)"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("help: it is wanted for linux/s390x, and there is one for "), "{}", ran.stderr);
 }
 
 #[test]

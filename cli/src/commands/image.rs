@@ -1,17 +1,27 @@
 //! Images of the local store, as people name them.
 
+use std::collections::BTreeMap;
+
 use cache::{Store, StoredImage};
-use oci::{Digest, ImageConfig, ImageRef, Manifest};
+use oci::{Descriptor, Digest, ImageConfig, ImageRef, Index, Manifest, Platform, media_type};
 
 use crate::failure::Failure;
 
 /// The least hex digits that abbreviate an ID.
 const MIN_ABBREVIATION: usize = 4;
 
-/// One image with its documents.
+/// One image with its documents: that of one platform, or an index of several.
 pub(crate) struct Image {
     /// What the store says.
     pub(crate) stored: StoredImage,
+    /// In the order of the index; never empty.
+    platforms: Vec<PlatformImage>,
+}
+
+/// The image of one platform.
+pub(crate) struct PlatformImage {
+    /// Its manifest, as the index or the store names it.
+    pub(crate) descriptor: Descriptor,
     /// Its manifest.
     pub(crate) manifest: Manifest,
     /// Its config.
@@ -21,24 +31,85 @@ pub(crate) struct Image {
 impl Image {
     /// Reads the documents of a stored image.
     pub(crate) fn load(store: &Store, stored: StoredImage) -> Result<Self, Failure> {
-        let manifest: Manifest = document(store, &stored.target.digest)?;
-        let config = document(store, &manifest.config.digest)?;
-        Ok(Self { stored, manifest, config })
+        let target = &stored.target;
+        let manifests = if media_type::is_index(&target.media_type) {
+            document::<Index>(store, &target.digest)?.manifests
+        } else {
+            vec![target.clone()]
+        };
+        if manifests.is_empty() {
+            return Err(Failure::environment(format!("the index {} has no images", target.digest)));
+        }
+        let load = |descriptor| PlatformImage::load(store, descriptor);
+        let platforms = manifests.into_iter().map(load).collect::<Result<_, _>>()?;
+        Ok(Self { stored, platforms })
     }
 
-    /// The image ID.
+    /// Whether it is an index.
+    pub(crate) fn is_index(&self) -> bool {
+        media_type::is_index(&self.stored.target.media_type)
+    }
+
+    /// The image ID: digest of the config, or of the index.
+    pub(crate) fn id(&self) -> &Digest {
+        if self.is_index() { &self.stored.target.digest } else { self.platforms[0].id() }
+    }
+
+    /// The images, in the order of the index.
+    pub(crate) fn platforms(&self) -> &[PlatformImage] {
+        &self.platforms
+    }
+
+    /// What stands for the whole: the image that runs here, else the first.
+    pub(crate) fn shown(&self) -> &PlatformImage {
+        self.best_for(&Platform::host()).unwrap_or(&self.platforms[0])
+    }
+
+    /// The image for `wanted`; `text` is what the user calls the whole.
+    ///
+    /// # Errors
+    /// It is for other platforms only.
+    pub(crate) fn for_platform(&self, wanted: &Platform, text: &str) -> Result<&PlatformImage, Failure> {
+        self.best_for(wanted).ok_or_else(|| {
+            let known: Vec<String> = self.platforms.iter().map(|image| image.platform().to_string()).collect();
+            let failure = Failure::input(format!("`{text}` has no image for {wanted}: it has {}", known.join(", ")));
+            failure.help(format!("choose one of them: --platform {}", known[0]))
+        })
+    }
+
+    fn best_for(&self, wanted: &Platform) -> Option<&PlatformImage> {
+        let ranked = self.platforms.iter().filter_map(|image| Some((wanted.match_rank(&image.platform())?, image)));
+        ranked.min_by_key(|(rank, _)| *rank).map(|(_, image)| image)
+    }
+}
+
+impl PlatformImage {
+    fn load(store: &Store, descriptor: Descriptor) -> Result<Self, Failure> {
+        let manifest: Manifest = document(store, &descriptor.digest)?;
+        let config = document(store, &manifest.config.digest)?;
+        Ok(Self { descriptor, manifest, config })
+    }
+
+    /// Digest of its config.
     pub(crate) fn id(&self) -> &Digest {
         &self.manifest.config.digest
     }
 
-    /// Bytes of all uncompressed layers, as far as known; the blobs' sizes otherwise.
-    pub(crate) fn size_bytes(&self, store: &Store) -> Result<u64, Failure> {
-        let mut total = 0;
-        for (diff_id, blob) in self.config.rootfs.diff_ids.iter().zip(&self.manifest.layers) {
-            total += store.layer_for_diff_id(diff_id)?.tar_bytes.unwrap_or(blob.size_bytes);
-        }
-        Ok(total)
+    /// What it runs on.
+    pub(crate) fn platform(&self) -> Platform {
+        self.descriptor.platform.clone().unwrap_or_else(|| self.config.platform()).normalized()
     }
+}
+
+/// Bytes of the uncompressed layers of images, each once, as far as known; the blobs' sizes otherwise.
+pub(crate) fn size_bytes(store: &Store, images: &[PlatformImage]) -> Result<u64, Failure> {
+    let mut sizes = BTreeMap::new();
+    for image in images {
+        for (diff_id, blob) in image.config.rootfs.diff_ids.iter().zip(&image.manifest.layers) {
+            sizes.insert(diff_id, store.layer_for_diff_id(diff_id)?.tar_bytes.unwrap_or(blob.size_bytes));
+        }
+    }
+    Ok(sizes.values().sum())
 }
 
 /// Every image, newest first. One whose documents are damaged is left out with a trace, so that the others can be used.

@@ -1,13 +1,14 @@
 //! `rbuild images`, `tag`, `rmi`, `inspect` and `history` (`spec/cli.md` §6).
 
 use cache::Store;
-use oci::ImageRef;
+use oci::{Digest, ImageRef};
 use serde_json::json;
 
-use super::image::{Image, all, find};
+use super::image::{Image, PlatformImage, all, find, size_bytes};
 use super::table::Table;
 use crate::args::{HistoryArgs, ImagesArgs, InspectArgs, RmiArgs, TagArgs};
 use crate::failure::Failure;
+use crate::request::platform;
 use crate::ui;
 use crate::ui::format::{ago, size_short};
 
@@ -31,13 +32,14 @@ pub(crate) fn images(store: &Store, args: &ImagesArgs, now: i64) -> Result<(), F
         }
         let id = if args.no_trunc { image.id().to_string() } else { image.id().short() };
         let digest = image.stored.target.digest.to_string();
-        let size = size_short(image.size_bytes(store)?);
+        let size = size_short(size_bytes(store, image.platforms())?);
         let created_at = created_at(&image);
         if args.quiet {
             text.push_str(&format!("{id}\n"));
         } else if args.format == "json" {
-            let line = json!({"ID": id, "Repository": repository, "Tag": tag, "Digest": digest,
-                "CreatedSince": ago(now - created_at), "CreatedAt": image.config.created, "Size": size});
+            let platforms: Vec<String> = image.platforms().iter().map(|image| image.platform().to_string()).collect();
+            let line = json!({"ID": id, "Repository": repository, "Tag": tag, "Digest": digest, "Platforms": platforms,
+                "CreatedSince": ago(now - created_at), "CreatedAt": image.shown().config.created, "Size": size});
             text.push_str(&format!("{line}\n"));
         } else {
             let created = ago(now - created_at);
@@ -104,48 +106,78 @@ fn remove(store: &Store, image: &Image) -> Result<(), Failure> {
     Ok(ui::stdout(&text)?)
 }
 
-/// Prints images in docker's JSON shape.
+/// Prints images in docker's JSON shape. Of an index, the image of one platform is shown.
 pub(crate) fn inspect(store: &Store, args: &InspectArgs) -> Result<(), Failure> {
+    let wanted = args.platform.as_deref().map(platform).transpose()?;
     let mut documents = Vec::new();
     for text in &args.images {
         let image = find(store, text)?.swap_remove(0);
-        documents.push(inspected(store, &image)?);
+        let document = match &wanted {
+            Some(wanted) => {
+                let one = image.for_platform(wanted, text)?;
+                inspected(store, &image, one, one.id())?
+            }
+            None => inspected(store, &image, image.shown(), image.id())?,
+        };
+        documents.push(document);
     }
     let text = serde_json::to_string_pretty(&documents)
         .map_err(|error| Failure::environment(format!("cannot write JSON: {error}")))?;
     Ok(ui::stdout(&format!("{text}\n"))?)
 }
 
-fn inspected(store: &Store, image: &Image) -> Result<serde_json::Value, Failure> {
-    let digest = &image.stored.target.digest;
-    let named = store.images()?.into_iter().filter(|other| other.target.digest == *digest);
+/// What is said of `image`, with the facts of `one` of its platforms.
+fn inspected(store: &Store, image: &Image, one: &PlatformImage, id: &Digest) -> Result<serde_json::Value, Failure> {
+    let target = &image.stored.target;
+    let named = store.images()?.into_iter().filter(|other| other.target.digest == target.digest);
     let references: Vec<ImageRef> = named.filter_map(|other| other.reference).collect();
     let tags: Vec<String> = references.iter().map(ImageRef::familiar).collect();
-    let digests: Vec<String> = references.iter().map(|name| format!("{}@{digest}", names(Some(name)).0)).collect();
+    let digests = references.iter().map(|name| format!("{}@{}", names(Some(name)).0, target.digest));
     let mut document = json!({
-        "Id": image.id().to_string(),
+        "Id": id.to_string(),
         "RepoTags": tags,
-        "RepoDigests": digests,
+        "RepoDigests": digests.collect::<Vec<_>>(),
         "Parent": "",
-        "Comment": image.config.history.last().map(|entry| entry.comment.clone()).unwrap_or_default(),
-        "Created": image.config.created,
-        "Author": image.config.author.clone().unwrap_or_default(),
-        "Config": image.config.config,
-        "Architecture": image.config.architecture,
-        "Os": image.config.os,
-        "Size": image.size_bytes(store)?,
-        "RootFS": {"Type": image.config.rootfs.kind, "Layers": image.config.rootfs.diff_ids},
+        "Comment": one.config.history.last().map(|entry| entry.comment.clone()).unwrap_or_default(),
+        "Created": one.config.created,
+        "Author": one.config.author.clone().unwrap_or_default(),
+        "Config": one.config.config,
+        "Architecture": one.config.architecture,
+        "Os": one.config.os,
+        "Size": size_bytes(store, std::slice::from_ref(one))?,
+        "RootFS": {"Type": one.config.rootfs.kind, "Layers": one.config.rootfs.diff_ids},
         "Metadata": {"LastTagTime": oci::time::format_rfc3339(image.stored.updated_at, 0)},
+        "Descriptor": target,
     });
-    if let Some(variant) = &image.config.variant {
+    if let Some(variant) = &one.config.variant {
         document["Variant"] = json!(variant);
+    }
+    if image.is_index() {
+        let listed = image.platforms().iter().map(|one| listed(store, one)).collect::<Result<Vec<_>, _>>()?;
+        document["Manifests"] = json!(listed);
     }
     Ok(document)
 }
 
+/// One image of an index, in the shape of docker's list of manifests.
+fn listed(store: &Store, one: &PlatformImage) -> Result<serde_json::Value, Failure> {
+    Ok(json!({
+        "ID": one.descriptor.digest,
+        "Descriptor": one.descriptor,
+        "Available": true,
+        "Kind": "image",
+        "Size": {"Total": size_bytes(store, std::slice::from_ref(one))?},
+        "ImageData": {"Platform": one.platform()},
+    }))
+}
+
 /// Prints the history, newest first.
 pub(crate) fn history(store: &Store, args: &HistoryArgs, now: i64) -> Result<(), Failure> {
-    let image = find(store, &args.image)?.swap_remove(0);
+    let whole = find(store, &args.image)?.swap_remove(0);
+    let image = match &args.platform {
+        Some(text) => whole.for_platform(&platform(text)?, &args.image)?,
+        None => whole.shown(),
+    };
     let mut layers = image.config.rootfs.diff_ids.iter().zip(&image.manifest.layers);
     let mut rows = Vec::new();
     for entry in &image.config.history {
@@ -198,7 +230,7 @@ fn joined((repository, tag): (String, String)) -> String {
 }
 
 fn created_at(image: &Image) -> i64 {
-    let time = image.config.created.as_deref().and_then(|time| oci::time::parse_rfc3339(time).ok());
+    let time = image.shown().config.created.as_deref().and_then(|time| oci::time::parse_rfc3339(time).ok());
     time.map_or(image.stored.updated_at, |(seconds, _)| seconds)
 }
 

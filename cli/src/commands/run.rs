@@ -4,44 +4,85 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cache::Store;
-use executor::sandbox::{Exit, HostNetwork, MountSource, Resources, Sandbox, SandboxMount, SandboxSpec, Stdio, Writes};
+use executor::sandbox::{
+    Exit, HostNetwork, MountSource, NotStarted, Resources, Sandbox, SandboxMount, SandboxSpec, Stdio, Writes,
+};
 use executor::source::ImageSource;
 use executor::source::image::PullPolicy;
-use oci::ContainerConfig;
 use oci::registry::Client;
+use oci::{ContainerConfig, Platform};
 use solver::{Chain, NetworkMode, Progress, SecurityMode};
 use tokio_util::sync::CancellationToken;
 
 use super::build::wire;
-use super::image::{Image, find};
+use super::image::{Image, PlatformImage, find};
 use crate::args::RunArgs;
 use crate::env;
 use crate::failure::Failure;
-use crate::request::network;
+use crate::report;
+use crate::request::{network, platform};
 use crate::ui;
+
+/// Exit code of docker and shells for a program that is not there.
+const NOT_FOUND: u8 = 127;
+/// The same for one that cannot be executed.
+const NOT_EXECUTABLE: u8 = 126;
 
 /// Runs it; its exit code becomes ours.
 pub(crate) fn run(store: &Store, args: RunArgs) -> Result<(), Failure> {
-    let image = find(store, &args.image)?.swap_remove(0);
+    let whole = find(store, &args.image)?.swap_remove(0);
+    let image = chosen(&whole, &args)?;
     let _lease = store.lease()?;
     let runtime = wire::runtime()?;
+    let spec = spec(&args, &image.config.config)?;
+    let program = spec.args.first().cloned().unwrap_or_default();
     let exit = runtime.block_on(async {
-        let lower = trees(store, &image).await?;
+        let lower = trees(store, image).await?;
         let draft = store.new_tree()?;
-        let spec = SandboxSpec { lower, upper: draft.tree(), work: draft.work(), ..spec(&args, &image.config.config)? };
+        let spec = SandboxSpec { lower, upper: draft.tree(), work: draft.work(), ..spec };
         if !args.interactive {
             close_input()?;
         }
         let sandbox = Sandbox::new(store.scratch_dir()?, Arc::new(HostNetwork)).map_err(fault)?;
         sandbox.run_interactive(spec, &CancellationToken::new()).await.map_err(fault)
     })?;
-    finish(&exit)
-}
-
-fn finish(exit: &Exit) -> Result<(), Failure> {
     for warning in &exit.warnings {
         ui::stderr(|out| std::io::Write::write_all(out, format!("WARN: {warning}\n").as_bytes()));
     }
+    match exit.not_started {
+        Some(reason) => {
+            let (failure, code) = not_started(reason, &program, image, &args.image);
+            report::failure(&failure);
+            Err(Failure::Exit(code))
+        }
+        None => finish(&exit),
+    }
+}
+
+/// Says why a program was not started, with the exit code that docker has for it.
+fn not_started(reason: NotStarted, program: &str, image: &PlatformImage, name: &str) -> (Failure, u8) {
+    let failure = |why: &str| Failure::input(format!("cannot start `{program}` of `{name}`: {why}"));
+    match reason {
+        NotStarted::Missing => {
+            let failure = failure("there is no such program, or its interpreter is missing");
+            (failure.help("the image's PATH is searched; a path begins with `/` or `./`"), NOT_FOUND)
+        }
+        NotStarted::Denied => (failure("it may not be executed"), NOT_EXECUTABLE),
+        NotStarted::WrongFormat if image.platform().architecture != Platform::host().architecture => {
+            let failure = failure(&format!("this machine runs no programs for {}", image.platform()));
+            (failure.help("register qemu for that architecture in binfmt_misc with the flag F"), NOT_EXECUTABLE)
+        }
+        NotStarted::WrongFormat => {
+            (failure("it is neither a program for this machine nor a script with `#!`"), NOT_EXECUTABLE)
+        }
+        NotStarted::Other(errno) => {
+            let why = std::io::Error::from_raw_os_error(errno).to_string();
+            (failure(&why), NOT_EXECUTABLE)
+        }
+    }
+}
+
+fn finish(exit: &Exit) -> Result<(), Failure> {
     match u8::try_from(exit.code) {
         Ok(0) => Ok(()),
         Ok(code) => Err(Failure::Exit(code)),
@@ -49,8 +90,18 @@ fn finish(exit: &Exit) -> Result<(), Failure> {
     }
 }
 
+/// The image that runs: for the platform of the flag, else for this machine. One that is no index needs no choice.
+fn chosen<'a>(whole: &'a Image, args: &RunArgs) -> Result<&'a PlatformImage, Failure> {
+    // An empty variable of the environment says nothing.
+    match args.platform.as_deref().filter(|text| !text.is_empty()) {
+        Some(text) => whole.for_platform(&platform(text)?, &args.image),
+        None if whole.is_index() => whole.for_platform(&Platform::host(), &args.image),
+        None => Ok(whole.shown()),
+    }
+}
+
 /// The trees of the image's layers, unpacked where they are not.
-async fn trees(store: &Store, image: &Image) -> Result<Vec<std::path::PathBuf>, Failure> {
+async fn trees(store: &Store, image: &PlatformImage) -> Result<Vec<std::path::PathBuf>, Failure> {
     let diff_ids = image.config.rootfs.diff_ids.iter();
     let layers = diff_ids.map(|diff_id| Ok(store.layer_for_diff_id(diff_id)?.layer));
     let chain = Chain::new(layers.collect::<Result<_, Failure>>()?);

@@ -13,22 +13,22 @@ use oci::{Descriptor, Digest, ImageRef};
 use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
 
-use super::{ExportError, ImageDocuments};
+use super::{BuiltImage, ExportError, ImageDocuments};
 
 /// Bytes that are written to a tar at once.
 const BUFFER_BYTES: usize = 1 << 20;
 const LAYOUT: &[u8] = b"{\"imageLayoutVersion\":\"1.0.0\"}";
 
-/// An image that leaves as an archive.
+/// An image, or an index of several, that leaves as an archive.
 #[derive(Clone, Debug)]
 pub struct Archive {
-    /// Its documents.
-    pub documents: ImageDocuments,
+    /// What leaves.
+    pub built: BuiltImage,
     /// Its names.
     pub names: Vec<ImageRef>,
     /// `org.opencontainers.image.created`: RFC 3339.
     pub created: String,
-    /// Whether docker's `manifest.json` is written.
+    /// Whether docker's `manifest.json` is written, which knows no platforms.
     pub for_docker: bool,
 }
 
@@ -108,12 +108,9 @@ impl Archive {
 
     /// Every blob once, in the order of the digests.
     fn blobs(&self) -> BTreeMap<Digest, Content<'_>> {
-        let documents = &self.documents;
-        let layers =
-            documents.parsed.layers.iter().map(|layer| (layer.digest.clone(), Content::Stored(layer.size_bytes)));
-        let config = (documents.config_digest().clone(), Content::Bytes(&documents.config));
-        let manifest = (documents.descriptor().digest, Content::Bytes(&documents.manifest));
-        layers.chain([config, manifest]).collect()
+        let layers = self.built.layers().map(|layer| (layer.digest.clone(), Content::Stored(layer.size_bytes)));
+        let documents = self.built.documents().map(|(digest, bytes)| (digest, Content::Bytes(bytes)));
+        layers.chain(documents).collect()
     }
 
     /// One descriptor a name, after those of `known` that have other names.
@@ -137,7 +134,7 @@ impl Archive {
     }
 
     fn named_descriptor(&self, name: Option<&ImageRef>) -> Descriptor {
-        let mut descriptor = self.documents.descriptor();
+        let mut descriptor = self.built.descriptor();
         descriptor.annotations.insert("org.opencontainers.image.created".to_owned(), self.created.clone());
         if let Some(name) = name {
             descriptor.annotations.insert("io.containerd.image.name".to_owned(), name.to_string());
@@ -151,9 +148,13 @@ impl Archive {
         let blob = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
         let names: Vec<String> = self.names.iter().map(ImageRef::familiar).collect();
         let tags = if names.is_empty() { Value::Null } else { json!(names) };
-        let layers: Vec<String> = self.documents.parsed.layers.iter().map(|layer| blob(&layer.digest)).collect();
-        let image = DockerImage { config: blob(self.documents.config_digest()), repo_tags: tags, layers };
-        serde_json::to_vec(&[image]).expect("strings only")
+        let image = |image: &ImageDocuments| DockerImage {
+            config: blob(image.config_digest()),
+            repo_tags: tags.clone(),
+            layers: image.parsed.layers.iter().map(|layer| blob(&layer.digest)).collect(),
+        };
+        let images: Vec<DockerImage> = self.built.images().iter().map(image).collect();
+        serde_json::to_vec(&images).expect("strings only")
     }
 }
 

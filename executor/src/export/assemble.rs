@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use oci::image::to_manifest_json;
-use oci::{Descriptor, DiffId, Digest, HistoryEntry, ImageConfig, Manifest, media_type};
+use oci::{Descriptor, DiffId, Digest, HistoryEntry, ImageConfig, Manifest, Platform, media_type};
 
 use crate::packer::PackedLayer;
 
@@ -42,27 +42,45 @@ impl From<PackedLayer> for AssembledLayer {
     }
 }
 
-/// An image's documents, ready to be stored.
+/// Annotations of one image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageAnnotations {
+    /// In the manifest.
+    pub manifest: BTreeMap<String, String>,
+    /// In every descriptor of the manifest: in an index, and where a layout lists its images.
+    pub descriptor: BTreeMap<String, String>,
+}
+
+/// The documents of one platform's image, ready to be stored.
 #[derive(Clone, Debug)]
 pub struct ImageDocuments {
+    /// What it runs on.
+    pub platform: Platform,
+
     /// The config's exact bytes; their digest is the image ID.
     pub config: Vec<u8>,
     /// The manifest's exact bytes.
     pub manifest: Vec<u8>,
     /// The manifest as parsed.
     pub parsed: Manifest,
+    /// Annotations of its descriptor.
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl ImageDocuments {
-    /// The image ID.
+    /// Digest of the config: the ID of the image.
     pub fn config_digest(&self) -> &Digest {
         &self.parsed.config.digest
     }
 
-    /// A descriptor of the manifest, without platform.
+    /// A descriptor of the manifest, with platform.
     pub fn descriptor(&self) -> Descriptor {
         let media_type = self.parsed.media_type.as_deref().unwrap_or(media_type::OCI_MANIFEST);
-        Descriptor::new(media_type, Digest::of(&self.manifest), self.manifest.len() as u64)
+        Descriptor {
+            platform: Some(self.platform.clone()),
+            annotations: self.annotations.clone(),
+            ..Descriptor::new(media_type, Digest::of(&self.manifest), self.manifest.len() as u64)
+        }
     }
 }
 
@@ -82,12 +100,18 @@ pub fn assemble(
     assembly: &Assembly,
     layers: &[AssembledLayer],
     types: MediaTypes,
-    annotations: &BTreeMap<String, String>,
+    annotations: &ImageAnnotations,
 ) -> ImageDocuments {
-    let config = config(assembly, layers).to_json();
+    let config = config(assembly, layers);
+    let platform = config.platform();
+    let config = config.to_json();
     let (config_type, manifest_type) = match types {
         MediaTypes::Oci => (media_type::OCI_CONFIG, media_type::OCI_MANIFEST),
         MediaTypes::Docker => (media_type::DOCKER_CONFIG, media_type::DOCKER_MANIFEST),
+    };
+    let ImageAnnotations { manifest: in_manifest, descriptor } = match types {
+        MediaTypes::Oci => annotations.clone(),
+        MediaTypes::Docker => ImageAnnotations::default(),
     };
     let parsed = Manifest {
         schema_version: 2,
@@ -96,9 +120,9 @@ pub fn assemble(
         config: Descriptor::new(config_type, Digest::of(&config), config.len() as u64),
         layers: layers.iter().map(|layer| layer_descriptor(layer, types)).collect(),
         subject: None,
-        annotations: if types == MediaTypes::Oci { annotations.clone() } else { BTreeMap::new() },
+        annotations: in_manifest,
     };
-    ImageDocuments { config, manifest: to_manifest_json(&parsed), parsed }
+    ImageDocuments { platform, config, manifest: to_manifest_json(&parsed), parsed, annotations: descriptor }
 }
 
 fn config(assembly: &Assembly, layers: &[AssembledLayer]) -> ImageConfig {
@@ -259,20 +283,22 @@ mod tests {
 
     #[test]
     fn docker_types_have_no_annotations() {
-        let annotations = BTreeMap::from([("k".to_owned(), "v".to_owned())]);
+        let some = BTreeMap::from([("k".to_owned(), "v".to_owned())]);
+        let annotations = ImageAnnotations { manifest: some.clone(), descriptor: some.clone() };
         let one = assembly(vec![entry("a", None, false)], 0, None);
-        let docker = assemble(&one, &[layer("a", 0)], MediaTypes::Docker, &annotations).parsed;
-        assert!(docker.annotations.is_empty());
-        assert_eq!(docker.layers[0].media_type, media_type::DOCKER_LAYER_GZIP);
-        let oci = assemble(&one, &[layer("a", 0)], MediaTypes::Oci, &annotations).parsed;
-        assert_eq!(oci.annotations, annotations);
+        let docker = assemble(&one, &[layer("a", 0)], MediaTypes::Docker, &annotations);
+        assert!(docker.parsed.annotations.is_empty() && docker.descriptor().annotations.is_empty());
+        assert_eq!(docker.parsed.layers[0].media_type, media_type::DOCKER_LAYER_GZIP);
+        let oci = assemble(&one, &[layer("a", 0)], MediaTypes::Oci, &annotations);
+        assert_eq!((oci.parsed.annotations.clone(), oci.descriptor().annotations), (some.clone(), some));
     }
 
     #[test]
     fn layers_with_clamped_times_say_so() {
         let one = assembly(vec![entry("a", None, false)], 0, Some(5));
         let clamped = AssembledLayer { clamped_to: Some(5), ..layer("a", 0) };
-        let layer_of = |types| assemble(&one, std::slice::from_ref(&clamped), types, &BTreeMap::new()).parsed.layers;
+        let layer_of =
+            |types| assemble(&one, std::slice::from_ref(&clamped), types, &ImageAnnotations::default()).parsed.layers;
         assert_eq!(layer_of(MediaTypes::Oci)[0].annotations["buildkit/rewritten-timestamp"], "5");
         assert!(layer_of(MediaTypes::Docker)[0].annotations.is_empty());
     }

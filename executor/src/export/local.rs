@@ -1,4 +1,4 @@
-//! `type=local`: the files of a root, as a directory of the invoking user (`spec/engine.md` §1.13).
+//! `type=local`: the files of roots, as a directory of the invoking user (`spec/engine.md` §1.13).
 //!
 //! Owners are not kept; modes, links, hard links and times are; devices and pipes are made if the user may. The
 //! destination is merged with what is there. Links inside of it are never followed: an earlier export may have put
@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 
-use super::ExportError;
-use crate::view::{DirView, Node, NodeKind, RootView};
+use super::{DIRECTORY_MODE, ExportError, PlacedRoot, merge};
+use crate::view::{DirView, Node, NodeKind};
 
 /// What an export wrote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,18 +24,37 @@ pub struct Exported {
     pub n_entries: u64,
 }
 
-/// Copies the root into `dest`, which is created 0755 when missing.
+/// Copies the roots into `dest`, which is created 0755 when missing: each into the directory of its platform, or all over
+/// each other. What was written is said for each.
 ///
-/// With an epoch, every entry has exactly that time (`spec/dockerfile.md` §3.8).
+/// With an epoch, every entry of a root has exactly that time (`spec/dockerfile.md` §3.8).
 ///
 /// # Errors
-/// [`ExportError::Io`] names the operation and the path.
-pub fn export_local(root: &RootView, dest: &Path, epoch: Option<i64>) -> Result<Exported, ExportError> {
+/// [`ExportError::Io`] names the operation and the path; [`ExportError::Overwritten`] before anything is written.
+pub fn export_local(roots: &[PlacedRoot], dest: &Path) -> Result<Vec<Exported>, ExportError> {
+    if roots.iter().any(|placed| !placed.is_apart) {
+        merge::check(roots)?;
+    }
     std::fs::create_dir_all(dest).map_err(|error| ExportError::io("create directory", dest, error))?;
     let fd = rustix::fs::openat(CWD, dest, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| ExportError::io("open directory", dest, error))?;
-    let mut copy = Copy { epoch, links: HashMap::new(), total: Exported::default() };
-    copy.directory(root.root(), &fd, dest)?;
+    roots.iter().map(|placed| export_root(placed, &fd, dest)).collect()
+}
+
+fn export_root(placed: &PlacedRoot, top: &OwnedFd, dest: &Path) -> Result<Exported, ExportError> {
+    let mut copy = Copy { epoch: placed.epoch, links: HashMap::new(), total: Exported::default() };
+    let Some(name) = placed.directory() else {
+        copy.directory(placed.root.root(), top, dest)?;
+        return Ok(copy.total);
+    };
+    let (name, path) = (OsStr::new(&name), dest.join(&name));
+    let own = ensure_dir(top, name, &path)?;
+    copy.directory(placed.root.root(), &own, &path)?;
+    rustix::fs::fchmod(&own, Mode::from_raw_mode(DIRECTORY_MODE))
+        .map_err(|error| ExportError::io("set the mode of", &path, error))?;
+    if let Some(epoch) = placed.epoch {
+        set_time(top, name, Timespec { tv_sec: epoch, tv_nsec: 0 }, &path)?;
+    }
     Ok(copy.total)
 }
 
@@ -136,11 +155,15 @@ impl Copy {
             Some(epoch) => Timespec { tv_sec: epoch, tv_nsec: 0 },
             None => Timespec { tv_sec: node.meta.mtime_s, tv_nsec: node.meta.mtime_ns.into() },
         };
-        let times =
-            Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT as _ }, last_modification: modified };
-        rustix::fs::utimensat(to, name, &times, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|error| ExportError::io("set the time of", path, error))
+        set_time(to, name, modified, path)
     }
+}
+
+fn set_time(to: &OwnedFd, name: &OsStr, modified: Timespec, path: &Path) -> Result<(), ExportError> {
+    let times =
+        Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT as _ }, last_modification: modified };
+    rustix::fs::utimensat(to, name, &times, AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(|error| ExportError::io("set the time of", path, error))
 }
 
 /// A directory called `name` in `to`: an existing one is kept, anything else makes room.
@@ -177,7 +200,13 @@ fn file_type(kind: NodeKind) -> FileType {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::view::RootView;
+    use oci::Platform;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    fn placed(tree: PathBuf, platform: Platform, is_apart: bool) -> PlacedRoot {
+        PlacedRoot { platform, root: RootView::open(&[tree]).expect("view"), is_apart, epoch: Some(1_000) }
+    }
 
     #[test]
     fn a_root_is_copied_with_modes_links_and_times_and_no_link_of_the_destination_is_followed() {
@@ -192,14 +221,37 @@ mod tests {
         std::fs::create_dir_all(&outside).expect("outside");
         symlink(&outside, dest.join("etc")).expect("trap");
 
-        let view = RootView::open(&[tree]).expect("view");
-        let exported = export_local(&view, &dest, Some(1_000)).expect("export");
+        let root = placed(tree, Platform::new("linux", "amd64", None), false);
+        let exported = export_local(&[root], &dest).expect("export");
 
-        assert_eq!(exported, Exported { bytes: 5, n_entries: 5 });
+        assert_eq!(exported, [Exported { bytes: 5, n_entries: 5 }]);
         assert_eq!(std::fs::read_dir(&outside).expect("outside").count(), 0);
         let meta = std::fs::symlink_metadata(dest.join("etc/f")).expect("f");
         assert_eq!((meta.mode() & 0o7777, meta.mtime(), meta.nlink()), (0o4751, 1_000, 2));
         assert_eq!(std::fs::read_link(dest.join("abs")).expect("link"), Path::new("/etc/f"));
         assert!(dest.join("etc/sub").is_dir());
+    }
+
+    #[test]
+    fn every_platform_has_a_directory_of_its_own_and_no_link_leads_out_of_it() {
+        let temp = tempfile::tempdir().expect("temp dir");
+        let (dest, outside) = (temp.path().join("dest"), temp.path().join("outside"));
+        std::fs::create_dir_all(&outside).expect("outside");
+        std::fs::create_dir_all(dest.join("linux_amd64")).expect("an earlier export");
+        symlink(&outside, dest.join("linux_arm_v7")).expect("trap");
+        let platforms = [Platform::new("linux", "amd64", None), Platform::new("linux", "arm", Some("v7"))];
+        let roots = platforms.map(|platform| {
+            let tree = temp.path().join(&platform.architecture);
+            std::fs::create_dir(&tree).expect("tree");
+            std::fs::write(tree.join("f"), &platform.architecture).expect("file");
+            placed(tree, platform, true)
+        });
+        export_local(&roots, &dest).expect("export");
+        for (directory, content) in [("linux_amd64", "amd64"), ("linux_arm_v7", "arm")] {
+            let meta = std::fs::symlink_metadata(dest.join(directory)).expect(directory);
+            assert_eq!((meta.is_dir(), meta.mode() & 0o7777, meta.mtime()), (true, 0o755, 1_000), "{directory}");
+            assert_eq!(std::fs::read_to_string(dest.join(directory).join("f")).expect("file"), content);
+        }
+        assert_eq!(std::fs::read_dir(&outside).expect("outside").count(), 0);
     }
 }

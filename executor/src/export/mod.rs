@@ -2,17 +2,45 @@
 
 mod archive;
 mod assemble;
+mod built;
 mod local;
+mod merge;
 mod tar;
 
 use std::path::PathBuf;
 
-use crate::view::ViewError;
+use oci::Platform;
+
+use crate::view::{RootView, ViewError};
 
 pub use archive::Archive;
-pub use assemble::{AssembledLayer, Assembly, ImageDocuments, MediaTypes, assemble};
+pub use assemble::{AssembledLayer, Assembly, ImageAnnotations, ImageDocuments, MediaTypes, assemble};
+pub use built::{BuiltImage, IndexAnnotations};
 pub use local::{Exported, export_local};
 pub use tar::export_tar;
+
+/// The root of one platform, and where its files go.
+#[derive(Clone, Debug)]
+pub struct PlacedRoot {
+    /// Whose root it is.
+    pub platform: Platform,
+    /// Its files.
+    pub root: RootView,
+    /// They go to a directory of the platform's own, else to the top.
+    pub is_apart: bool,
+    /// The time of every entry, in seconds; `None` leaves times as they are.
+    pub epoch: Option<i64>,
+}
+
+impl PlacedRoot {
+    /// Name of the directory that the files go to: `linux_arm_v7`. `None` is the top.
+    pub fn directory(&self) -> Option<String> {
+        self.is_apart.then(|| self.platform.qualified().replace('/', "_"))
+    }
+}
+
+/// Mode of a platform's own directory.
+const DIRECTORY_MODE: u32 = 0o755;
 
 /// Why an export failed.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +64,16 @@ pub enum ExportError {
         /// Which.
         digest: oci::Digest,
     },
+    /// Two platforms want different things at one path. BuildKit's words.
+    #[error("cannot overwrite {path} from {first} with {second} when split option is disabled")]
+    Overwritten {
+        /// Inside the root, without a slash in front.
+        path: String,
+        /// The platform that came first.
+        first: Platform,
+        /// The other.
+        second: Platform,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] cache::StoreError),
@@ -50,6 +88,12 @@ impl ExportError {
 
 impl From<ExportError> for solver::OpError {
     fn from(error: ExportError) -> Self {
-        Self::environment(error.to_string())
+        let message = error.to_string();
+        match error {
+            ExportError::Overwritten { .. } => {
+                Self::input(message).help("leave out platform-split=false: every platform gets a directory of its own")
+            }
+            _ => Self::environment(message),
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! `type=tar`: the files of a root as one tar (`spec/engine.md` §1.14).
+//! `type=tar`: the files of roots as one tar (`spec/engine.md` §1.14).
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -7,29 +7,42 @@ use std::os::unix::ffi::OsStrExt;
 
 use oci::layer::{Entry, EntryKind, LayerError, TarWriter, Xattr};
 
-use super::ExportError;
-use crate::view::{DirView, Node, NodeKind, RootView};
+use super::{DIRECTORY_MODE, ExportError, PlacedRoot};
+use crate::view::{DirView, Node, NodeKind};
 
 /// Bytes that are written at once.
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// Writes every entry of `root`, in lexical order, with owners, hard links and all extended attributes. With an epoch,
-/// every entry has exactly that time.
+/// Writes every entry of the roots, in lexical order, with owners, hard links and all extended attributes. With an epoch,
+/// every entry of a root has exactly that time. Roots that are not apart must be one.
 ///
 /// # Errors
 /// [`ExportError`].
-pub fn export_tar(root: &RootView, out: impl Write, epoch: Option<i64>) -> Result<(), ExportError> {
-    let tar = TarWriter::new(BufWriter::with_capacity(BUFFER_BYTES, out));
-    let mut export = Export { tar, epoch, links: HashMap::new() };
-    export.directory(root.root(), &[])?;
-    let mut out = export.tar.finish().map_err(fault)?;
+pub fn export_tar(roots: &[PlacedRoot], out: impl Write) -> Result<(), ExportError> {
+    let mut tar = TarWriter::new(BufWriter::with_capacity(BUFFER_BYTES, out));
+    let mut roots: Vec<(Option<String>, &PlacedRoot)> =
+        roots.iter().map(|placed| (placed.directory(), placed)).collect();
+    roots.sort_by(|(one, _), (other, _)| one.cmp(other));
+    for (directory, placed) in roots {
+        let mut export = Export { tar, epoch: placed.epoch, links: HashMap::new() };
+        let prefix = directory.map(|name| name.into_bytes());
+        if let Some(name) = &prefix {
+            let mtime_secs = placed.epoch.unwrap_or_default();
+            let entry = Entry { mode: DIRECTORY_MODE, mtime_secs, ..Entry::new(name, EntryKind::Directory) };
+            export.tar.append_bytes(&entry, &[]).map_err(fault)?;
+        }
+        let prefix = prefix.map(|name| [&name, b"/".as_slice()].concat()).unwrap_or_default();
+        export.directory(placed.root.root(), &prefix)?;
+        tar = export.tar;
+    }
+    let mut out = tar.finish().map_err(fault)?;
     out.flush().map_err(|error| ExportError::io("write", "the tar", error))
 }
 
 struct Export<W: Write> {
     tar: TarWriter<W>,
     epoch: Option<i64>,
-    /// First path of each file that has several names.
+    /// First path of each file of this root that has several names.
     links: HashMap<(u64, u64), Vec<u8>>,
 }
 

@@ -36,5 +36,5 @@ pub use login::{KeptLogin, Login, LoginError, forget_login, keep_login};
 pub use manifest::{MAX_MANIFEST_SIZE, Resolved};
 pub use options::{ClientOptions, Proxies, RetryPolicy};
 pub use push::{BlobReader, Pushed};
-pub use select::select_platform;
+pub use select::{image_platforms, select_platform};
 pub use tls::install_crypto_provider;

@@ -27,6 +27,11 @@ pub fn select_platform<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a De
         .map(|(_, entry)| entry)
 }
 
+/// The platforms that an index has images for, in its order. Entries that name none are not among them.
+pub fn image_platforms(index: &Index) -> impl Iterator<Item = &Platform> {
+    index.manifests.iter().filter(|entry| is_image(entry)).filter_map(|entry| entry.platform.as_ref())
+}
+
 fn is_image(entry: &Descriptor) -> bool {
     let is_document = is_manifest(&entry.media_type) || is_index(&entry.media_type);
     let is_unknown = entry.platform.as_ref().is_some_and(|platform| platform.os == "unknown");
@@ -80,6 +85,9 @@ mod tests {
         for (wanted, expected) in cases {
             assert_eq!(choose(&index, wanted), expected, "{wanted}");
         }
+        let platforms: Vec<String> = image_platforms(&index).map(Platform::to_string).collect();
+        let expected = ["linux/386", "linux/arm/v6", "linux/amd64", "linux/amd64", "linux/arm/v7", "linux/amd64/v3"];
+        assert_eq!(platforms, expected);
     }
 
     #[test]
@@ -93,6 +101,7 @@ mod tests {
         layer.media_type = OCI_LAYER.to_owned();
         let others = vec![attestation, sneaky, layer];
         assert_eq!(choose(&index(others.clone()), "linux/amd64"), None);
+        assert_eq!(image_platforms(&index(others.clone())).count(), 0);
         let with_plain = [others, vec![entry("no platform", None)]].concat();
         assert_eq!(choose(&index(with_plain.clone()), "linux/amd64"), Some(3), "better than nothing");
         let with_exact = [with_plain, vec![entry("exact", Some("linux/amd64"))]].concat();

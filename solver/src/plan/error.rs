@@ -96,6 +96,22 @@ impl PlanError {
         Some(first)
     }
 
+    /// Faults of several platforms, all in one row: what is the same for several is there once, with the help of each.
+    pub(super) fn each_once(faults: Vec<PlanError>) -> Vec<Self> {
+        let mut distinct: Vec<Self> = Vec::new();
+        for fault in faults.into_iter().flat_map(PlanError::flatten) {
+            let is_same = |known: &&mut Self| known.message == fault.message && known.locations == fault.locations;
+            match distinct.iter_mut().find(is_same) {
+                Some(known) => {
+                    let more: Vec<String> = fault.help.into_iter().filter(|text| !known.help.contains(text)).collect();
+                    known.help.extend(more);
+                }
+                None => distinct.push(fault),
+            }
+        }
+        distinct
+    }
+
     fn flatten(mut self) -> Vec<PlanError> {
         let others = std::mem::take(&mut self.others);
         std::iter::once(self).chain(others.into_vec()).collect()

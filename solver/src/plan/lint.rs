@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use parser::lint::{self, CheckConfig};
+use parser::lint::{self, CheckConfig, Rule};
 
 use super::error::{PlanError, location};
 use crate::graph::Location;
@@ -23,13 +23,18 @@ pub struct Warning {
 }
 
 /// The findings of one plan, each once, in the order in which they were made.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Findings {
     config: CheckConfig,
     wanted: Vec<Warning>,
     known: HashSet<Warning>,
     closed: bool,
+    /// Only these are noted; everything when there are none.
+    only: &'static [Rule],
 }
+
+/// What is not told of a platform by what is found for another.
+const OF_ONE_PLATFORM: &[Rule] = &[Rule::InvalidBaseImagePlatform];
 
 impl Findings {
     /// Says which findings are wanted.
@@ -42,9 +47,22 @@ impl Findings {
         Self { closed: true, ..Self::default() }
     }
 
+    /// For the other platforms of a plan: what is found for the first is not found again.
+    pub(super) fn of_another_platform(&self) -> Self {
+        Self { config: self.config.clone(), only: OF_ONE_PLATFORM, ..Self::default() }
+    }
+
+    /// Notes everything that `others` has.
+    pub(super) fn add(&mut self, others: Self) {
+        for warning in others.wanted {
+            self.note(warning);
+        }
+    }
+
     /// Notes a finding if its rule is wanted where it was made.
     pub(super) fn raise(&mut self, found: lint::Warning) {
-        if !self.config.reports(&found) {
+        let is_meant = self.only.is_empty() || self.only.contains(&found.rule);
+        if !is_meant || !self.config.reports(&found) {
             return;
         }
         let info = found.rule.info();

@@ -82,9 +82,7 @@ pub struct Plan {
     pub images: Vec<PlannedImage>,
     /// What should be changed in the Dockerfile.
     pub warnings: Vec<Warning>,
-    /// `SOURCE_DATE_EPOCH` in seconds.
-    pub epoch: Option<i64>,
-    /// Whether the result is laid out for several platforms, also when there is only one.
+    /// Whether the result is laid out for several platforms, also when there is only one: an index, a directory each.
     pub is_multi_platform: bool,
 }
 
@@ -173,14 +171,17 @@ async fn make(
         }
     }
     let platforms = platforms(request, findings);
-    let is_multi = platforms.len() > 1;
+    let is_multi = is_multi_platform(request, platforms.len())?;
     let shared = source.shared(request, is_multi);
     let finder = Finder::new(request, resolver, progress, is_multi);
-    // Only the first platform reports what it finds: the others would repeat it.
+    // The first platform reports what it finds, the others what need not be true of the first: they would repeat the rest.
     let mut reports = vec![std::mem::take(findings)];
-    reports.resize_with(platforms.len(), Findings::closed);
+    let of_another = reports[0].of_another_platform();
+    reports.resize(platforms.len(), of_another);
     let lowered = lower(shared, platforms, &finder, &mut reports).await;
-    *findings = reports.swap_remove(0);
+    let mut reports = reports.into_iter();
+    *findings = reports.next().unwrap_or_default();
+    reports.for_each(|report| findings.add(report));
     let plan = lowered?;
     if request.purpose == Purpose::Build {
         findings.check()?;
@@ -197,19 +198,23 @@ async fn lower(
 ) -> Result<Plan, PlanError> {
     let preparations = platforms.into_iter().zip(reports.iter_mut());
     let targets = join_all(preparations.map(|(platform, report)| Target::prepare(shared, platform, finder, report)));
-    let targets = targets.await.into_iter().collect::<Result<Vec<Target<'_>>, _>>()?;
+    let targets = of_platforms(targets.await)?;
     let mut graph = Graph::default();
-    let mut images = Vec::new();
-    for (target, report) in targets.iter().zip(reports) {
-        images.push(target.evaluate(&mut graph, report)?);
+    let images = targets.iter().zip(reports).map(|(target, report)| target.evaluate(&mut graph, report));
+    let images = of_platforms(images.collect())?;
+    Ok(Plan { graph, images, warnings: Vec::new(), is_multi_platform: shared.is_multi })
+}
+
+/// What came of every platform; a fault that several have is told once.
+fn of_platforms<T>(results: Vec<Result<T, PlanError>>) -> Result<Vec<T>, PlanError> {
+    let (mut done, mut faults) = (Vec::new(), Vec::new());
+    for result in results {
+        match result {
+            Ok(one) => done.push(one),
+            Err(fault) => faults.push(fault),
+        }
     }
-    Ok(Plan {
-        graph,
-        images,
-        warnings: Vec::new(),
-        epoch: targets.iter().find_map(|target| target.epoch.seconds),
-        is_multi_platform: shared.is_multi || is_set(shared.request, "BUILDKIT_MULTI_PLATFORM"),
-    })
+    PlanError::all(PlanError::each_once(faults)).map_or(Ok(done), Err)
 }
 
 /// Refuses files that ask for another front end than ours. Returns whether experimental instructions are on.
@@ -266,6 +271,17 @@ fn platforms(request: &PlanRequest, findings: &mut Findings) -> Vec<Platform> {
     list
 }
 
-fn is_set(request: &PlanRequest, name: &str) -> bool {
-    request.build_args.get(name).and_then(|value| parser::go::parse_bool(value)).unwrap_or(false)
+/// Whether the result is laid out for several platforms. A build argument can ask for that with a single one.
+fn is_multi_platform(request: &PlanRequest, n_platforms: usize) -> Result<bool, PlanError> {
+    let given = request.build_args.get("BUILDKIT_MULTI_PLATFORM").filter(|value| !value.is_empty());
+    let Some(value) = given else { return Ok(n_platforms > 1) };
+    let Some(is_wanted) = parser::go::parse_bool(value) else {
+        return Err(PlanError::input(format!("invalid boolean value for multi-platform: {value}"))
+            .help("BUILDKIT_MULTI_PLATFORM is `true` or `false`"));
+    };
+    if !is_wanted && n_platforms > 1 {
+        return Err(PlanError::input("conflicting config: returning multiple target platforms is not allowed")
+            .help("leave out BUILDKIT_MULTI_PLATFORM, which is off, or give one --platform"));
+    }
+    Ok(is_wanted)
 }

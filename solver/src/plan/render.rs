@@ -21,9 +21,6 @@ pub fn render(plan: &Plan) -> String {
     for image in &plan.images {
         render_image(&mut out, image);
     }
-    if let Some(epoch) = plan.epoch {
-        line(&mut out, 0, format_args!("epoch {epoch}"));
-    }
     for warning in &plan.warnings {
         let lines = warning.location.as_ref().map(|at| format!(" line {}-{}", at.start_line, at.end_line));
         line(&mut out, 0, format_args!("warning {}{}: {}", warning.rule, lines.unwrap_or_default(), warning.message));
@@ -196,5 +193,8 @@ fn render_image(out: &mut String, image: &PlannedImage) {
         let layer = planned.vertex.map_or_else(|| "-".to_owned(), |id| format!("v{}", id.index()));
         let origin = if planned.from_base { " (base)" } else { "" };
         line(out, 1, format_args!("history {layer}{origin} {:?}", planned.entry.created_by));
+    }
+    if let Some(epoch) = image.epoch {
+        line(out, 1, format_args!("epoch {epoch}"));
     }
 }

@@ -212,7 +212,8 @@ impl<'a> StageBuilder<'a> {
 
     fn slot(&self, part: &str) -> String {
         let stage = self.stage.name.clone().unwrap_or_else(|| self.index.to_string());
-        let platform = if self.target.is_multi { format!("{}:", self.state.platform) } else { String::new() };
+        // That of the target: steps for several targets may run on one platform, and are still not the same step.
+        let platform = if self.target.is_multi { format!("{}:", self.target.platform) } else { String::new() };
         let part = if part.is_empty() { String::new() } else { format!(":{part}") };
         format!("{}:{platform}{stage}:{}{part}", self.target.request.dockerfile_identity, self.here.number)
     }

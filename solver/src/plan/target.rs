@@ -26,7 +26,7 @@ pub(super) struct Shared<'a> {
     pub(super) request: &'a PlanRequest,
     pub(super) file: &'a Dockerfile,
     pub(super) ignored: Option<&'a Ignored>,
-    /// More than one platform: steps are named with theirs.
+    /// The result is laid out for several platforms: steps are named with theirs.
     pub(super) is_multi: bool,
     /// The platform was asked for, so the image says so whatever its base says.
     pub(super) is_explicit: bool,
@@ -74,6 +74,8 @@ pub struct PlannedImage {
     pub history: Vec<PlannedHistory>,
     /// The image that its stage chain begins with.
     pub base: Option<BaseImage>,
+    /// `SOURCE_DATE_EPOCH` in seconds.
+    pub epoch: Option<i64>,
 }
 
 impl<'a> Target<'a> {
@@ -212,7 +214,7 @@ impl<'a> Target<'a> {
         if is_known {
             set_platform(&mut config, &platform);
         }
-        PlannedImage { platform, root, config, history, base }
+        PlannedImage { platform, root, config, history, base, epoch: self.epoch.seconds }
     }
 }
 

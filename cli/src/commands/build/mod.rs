@@ -1,6 +1,7 @@
 //! `rbuild build`: one build, from checked flags to a written product.
 
 mod context;
+mod dest;
 mod product;
 mod remote;
 mod result_files;
@@ -15,11 +16,11 @@ use executor::packer::Wanted;
 use solver::plan::{
     ContextKind, Culprit, IgnoreFile, NamedContext, NoCache, Plan, PlanError, PlanRequest, SourceText, plan,
 };
-use solver::{OpError, Outcome, Progress, ResultRef, SolveContext, SolveError, TargetUse, solve};
+use solver::{Chain, Input, OpError, Outcome, Progress, ResultRef, SolveContext, SolveError, TargetUse, solve};
 use tokio_util::sync::CancellationToken;
 
 use self::context::{Dockerfile, LoadedContext};
-use self::product::{Finished, Product};
+use self::product::{Finished, Product, Solved};
 use crate::args::Global;
 use crate::env;
 use crate::failure::{Failure, Report, Source};
@@ -50,7 +51,7 @@ pub(crate) fn build(request: &BuildRequest, global: &Global) -> Result<(), Failu
     }
     result_files::write(request, &finished)?;
     if request.quiet
-        && let Some(id) = &finished.image_id
+        && let Some(id) = finished.image_id()
     {
         ui::stdout(&format!("{id}\n"))?;
     }
@@ -101,8 +102,10 @@ impl Build<'_> {
             self.prepare(product::wanted(&products), source).await?;
         let plan = plan(&plan_request, &engine, &self.progress).await.map_err(plan_failure)?;
         let warnings = plan.warnings.iter().map(check_warning).collect();
-        let chain = self.solve(&plan, &engine).await?;
-        let finished = self.export(&products, &plan, &engine, chain).await?;
+        products.iter().try_for_each(|product| product.check(&plan)).map_err(|error| of_build(error.into()))?;
+        let chains = self.solve(&plan, &engine).await?;
+        let solved = Solved { plan: &plan, engine: &engine, store: self.store, chains };
+        let finished = self.export(&products, &solved).await?;
         Ok((finished, warnings))
     }
 
@@ -231,8 +234,9 @@ impl Build<'_> {
         Ok(NamedContext::Local(name.to_owned()))
     }
 
-    async fn solve(&self, plan: &Plan, engine: &Engine) -> Result<solver::Chain, Failure> {
-        let image = plan.images.first().ok_or_else(|| Failure::from(OpError::internal("a plan without an image")))?;
+    /// Performs what the images need: their layers, in the order of the images.
+    async fn solve(&self, plan: &Plan, engine: &Engine) -> Result<Vec<Chain>, Failure> {
+        let roots: Vec<Input> = plan.images.iter().map(|image| image.root).collect();
         let context = SolveContext {
             store: self.store.clone(),
             executor: Arc::new(engine.clone()),
@@ -242,24 +246,19 @@ impl Build<'_> {
             shown: engine.shown(),
             parallelism: self.request.jobs.unwrap_or_else(wire::default_parallelism).max(1),
         };
-        let results = solve(&plan.graph, &[image.root], context).await.map_err(solve_failure)?;
-        match results.into_iter().next() {
-            Some(ResultRef::Root(chain)) => Ok(chain),
-            _ => Err(OpError::internal("the target is not a root").into()),
-        }
+        let results = solve(&plan.graph, &roots, context).await.map_err(solve_failure)?;
+        let chain = |result| match result {
+            ResultRef::Root(chain) => Ok(chain),
+            ResultRef::Context(_) => Err(OpError::internal("the target is not a root").into()),
+        };
+        results.into_iter().map(chain).collect()
     }
 
-    async fn export(
-        &self,
-        products: &[Product],
-        plan: &Plan,
-        engine: &Engine,
-        chain: solver::Chain,
-    ) -> Result<Finished, Failure> {
+    async fn export(&self, products: &[Product], solved: &Solved<'_>) -> Result<Finished, Failure> {
         let mut finished = Finished::default();
         for product in products {
             let step = self.progress.start(product.step_name());
-            match product.write(plan, engine, self.store, &chain, &step, &mut finished).await {
+            match product.write(solved, &step, &mut finished).await {
                 Ok(()) => step.finish(Outcome::Done),
                 Err(error) => {
                     step.finish(Outcome::Failed(error.message.clone()));

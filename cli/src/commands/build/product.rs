@@ -1,31 +1,41 @@
 //! Where the result goes: each `--output` as something that can be written.
 
-use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 
-use cache::{BulkFile, Codec, Store};
+use cache::{Codec, Store};
 use executor::engine::Engine;
 use executor::export::{
-    Archive, AssembledLayer, Assembly, ExportError, ImageDocuments, MediaTypes, assemble, export_local, export_tar,
+    Archive, AssembledLayer, Assembly, BuiltImage, ImageDocuments, MediaTypes, PlacedRoot, assemble, export_local,
+    export_tar,
 };
-use executor::packer::Wanted;
-use oci::Descriptor;
-use solver::plan::Plan;
+use executor::packer::{PackedLayer, Wanted};
+use futures_util::future::try_join_all;
+use oci::{Descriptor, Digest, Platform};
+use solver::plan::{Plan, PlannedImage};
 use solver::{Chain, OpError, Step};
 
+use super::dest::to_dest;
 use crate::output::{DEFAULT_GZIP_LEVEL, Dest, ImageOptions, Output};
 use crate::request::BuildRequest;
 
 /// What came of a build, for the files about it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Finished {
-    /// Digest of the config.
-    pub(crate) image_id: Option<oci::Digest>,
-    /// The manifest.
+    /// Digest of the config; `None` when there is an index, or no image at all.
+    pub(crate) config_digest: Option<Digest>,
+    /// The manifest or index.
     pub(crate) descriptor: Option<Descriptor>,
     /// Names that were given, normalised.
     pub(crate) names: Vec<String>,
+}
+
+/// A plan whose work is done.
+pub(crate) struct Solved<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) engine: &'a Engine,
+    pub(crate) store: &'a Store,
+    /// The layers of each image of the plan, in its order.
+    pub(crate) chains: Vec<Chain>,
 }
 
 /// One product.
@@ -79,27 +89,35 @@ impl Product {
         }
     }
 
+    /// Refuses what this output cannot hold, before anything is done for it.
+    pub(crate) fn check(&self, plan: &Plan) -> Result<(), OpError> {
+        let (Output::Image(options) | Output::Oci { options, .. } | Output::Docker { options, .. }) = &self.output
+        else {
+            return Ok(());
+        };
+        if plan.is_multi_platform && matches!(self.output, Output::Docker { .. }) {
+            let message = "docker exporter does not currently support exporting manifest lists";
+            return Err(OpError::input(message)
+                .help("an OCI archive holds several platforms: `-o type=oci,dest=FILE`; so does the local store")
+                .help("or build one platform: `--platform linux/amd64`"));
+        }
+        let platforms: Vec<&Platform> = plan.images.iter().map(|image| &image.platform).collect();
+        options.annotations.check(&platforms, plan.is_multi_platform)
+    }
+
     /// Writes it.
-    pub(crate) async fn write(
-        &self,
-        plan: &Plan,
-        engine: &Engine,
-        store: &Store,
-        chain: &Chain,
-        step: &Step,
-        finished: &mut Finished,
-    ) -> Result<(), OpError> {
+    pub(crate) async fn write(&self, solved: &Solved<'_>, step: &Step, finished: &mut Finished) -> Result<(), OpError> {
         match &self.output {
             Output::Image(options) => {
-                let documents = self.documents(plan, engine, chain, options, step).await?;
-                finished.note(&documents, options);
-                let (store, options, step) = (store.clone(), options.clone(), step.clone());
-                blocking(move || store_image(&store, &documents, &options, &step)).await
+                let built = self.image(solved, options, step).await?;
+                finished.note(&built, options);
+                let (store, options, step) = (solved.store.clone(), options.clone(), step.clone());
+                blocking(move || store_image(&store, &built, &options, &step)).await
             }
             Output::Oci { options, dest, tar } => {
-                let archive = self.archive(plan, engine, chain, options, step, false).await?;
-                finished.note(&archive.documents, options);
-                let (store, dest, is_tar, step) = (store.clone(), dest.clone(), *tar, step.clone());
+                let archive = self.archive(solved, options, step, false).await?;
+                finished.note(&archive.built, options);
+                let (store, dest, is_tar, step) = (solved.store.clone(), dest.clone(), *tar, step.clone());
                 blocking(move || match (&dest, is_tar) {
                     (Dest::File(path), false) => Ok(archive.write_dir(&store, path)?),
                     _ => write_archive(&store, &archive, &dest, &step),
@@ -107,26 +125,22 @@ impl Product {
                 .await
             }
             Output::Docker { options, dest } => {
-                let archive = self.archive(plan, engine, chain, options, step, true).await?;
-                finished.note(&archive.documents, options);
-                let (store, dest, step) = (store.clone(), dest.clone(), step.clone());
+                let archive = self.archive(solved, options, step, true).await?;
+                finished.note(&archive.built, options);
+                let (store, dest, step) = (solved.store.clone(), dest.clone(), step.clone());
                 blocking(move || write_archive(&store, &archive, &dest, &step)).await
             }
-            Output::Local { dest, epoch } => {
-                let root = engine.root_view(chain, step).await?;
-                let (dest, epoch, step) = (dest.clone(), epoch.or(plan.epoch), step.clone());
-                blocking(move || {
-                    let exported = export_local(&root, &dest, epoch)?;
-                    step.status("copying files", exported.bytes, 0, true);
-                    Ok(())
-                })
-                .await
+            Output::Local { dest, split, epoch } => {
+                let is_split = split.unwrap_or(solved.plan.is_multi_platform);
+                let roots = solved.roots(is_split, *epoch, step).await?;
+                let (dest, step) = (dest.clone(), step.clone());
+                blocking(move || write_directory(&roots, &dest, &step)).await
             }
             Output::Tar { dest, epoch } => {
-                let root = engine.root_view(chain, step).await?;
-                let (dest, epoch, step) = (dest.clone(), epoch.or(plan.epoch), step.clone());
+                let roots = solved.roots(solved.plan.is_multi_platform, *epoch, step).await?;
+                let (dest, step) = (dest.clone(), step.clone());
                 blocking(move || {
-                    to_dest(&dest, |out| export_tar(&root, out, epoch))?;
+                    to_dest(&dest, |out| export_tar(&roots, out))?;
                     step.status("sending tarball", 0, 0, true);
                     Ok(())
                 })
@@ -136,60 +150,103 @@ impl Product {
         }
     }
 
-    async fn documents(
-        &self,
-        plan: &Plan,
-        engine: &Engine,
-        chain: &Chain,
-        options: &ImageOptions,
-        step: &Step,
-    ) -> Result<ImageDocuments, OpError> {
-        let image = plan.images.first().ok_or_else(|| OpError::internal("a plan without an image"))?;
+    /// The image, or the index of the images of all platforms.
+    async fn image(&self, solved: &Solved<'_>, options: &ImageOptions, step: &Step) -> Result<BuiltImage, OpError> {
         let wanted = self.wanted().ok_or_else(|| OpError::internal("a product without layers was packed"))?;
-        let epoch = options.epoch.or(plan.epoch);
-        if options.rewrite_timestamp && epoch.is_none() {
+        let lacks_epoch = |image: &PlannedImage| options.epoch.or(image.epoch).is_none();
+        if options.rewrite_timestamp && solved.plan.images.iter().any(lacks_epoch) {
             step.warn("rewrite-timestamp is specified, but no source-date-epoch was found");
         }
-        let base = image.base.as_ref().map_or(&[][..], |base| &base.diff_ids);
-        let packed = match epoch.filter(|_| options.rewrite_timestamp) {
-            Some(epoch) => engine.packer().clamped(chain, base, epoch, wanted).await?,
-            None => engine.packer().packed(chain, wanted).await?,
-        };
+        // All at once: what one platform waits for does not hold up the others.
+        let packed = solved.images().map(|(image, chain)| packed(solved.engine, image, chain, options, wanted));
+        let packed = try_join_all(packed).await?;
         step.status("exporting layers", 0, 0, true);
-        let layers: Vec<AssembledLayer> = packed.into_iter().map(AssembledLayer::from).collect();
-        let assembly = Assembly {
-            config: image.config.clone(),
-            history: image.history.iter().map(|history| history.entry.clone()).collect(),
-            n_base_history: image.history.iter().take_while(|history| history.from_base).count(),
-            epoch,
-        };
-        let types = if options.docker_types { MediaTypes::Docker } else { MediaTypes::Oci };
-        let documents = assemble(&assembly, &layers, types, &options.annotations);
-        step.status(format!("exporting manifest {}", documents.descriptor().digest), 0, 0, true);
-        step.status(format!("exporting config {}", documents.config_digest()), 0, 0, true);
-        Ok(documents)
+        let images = solved.plan.images.iter().zip(packed);
+        let mut images: Vec<ImageDocuments> = images.map(|(image, layers)| documents(image, layers, options)).collect();
+        for image in &images {
+            step.status(format!("exporting manifest {}", image.descriptor().digest), 0, 0, true);
+            step.status(format!("exporting config {}", image.config_digest()), 0, 0, true);
+        }
+        if solved.plan.is_multi_platform {
+            let built = BuiltImage::indexed(images, media_types(options), options.annotations.of_index());
+            step.status(format!("exporting manifest list {}", built.descriptor().digest), 0, 0, true);
+            return Ok(built);
+        }
+        let image = images.pop().ok_or_else(|| OpError::internal("a plan without an image"))?;
+        Ok(BuiltImage::single(image))
     }
 
     async fn archive(
         &self,
-        plan: &Plan,
-        engine: &Engine,
-        chain: &Chain,
+        solved: &Solved<'_>,
         options: &ImageOptions,
         step: &Step,
         for_docker: bool,
     ) -> Result<Archive, OpError> {
-        let documents = self.documents(plan, engine, chain, options, step).await?;
-        let created = options.epoch.or(plan.epoch).unwrap_or_else(crate::commands::now);
-        let created = oci::time::format_rfc3339(created, 0);
-        Ok(Archive { documents, names: options.names.clone(), created, for_docker })
+        let built = self.image(solved, options, step).await?;
+        let epoch = options.epoch.or_else(|| solved.plan.images.iter().find_map(|image| image.epoch));
+        let created = oci::time::format_rfc3339(epoch.unwrap_or_else(crate::commands::now), 0);
+        Ok(Archive { built, names: options.names.clone(), created, for_docker })
+    }
+}
+
+/// The layers of one image, ready to leave.
+async fn packed(
+    engine: &Engine,
+    image: &PlannedImage,
+    chain: &Chain,
+    options: &ImageOptions,
+    wanted: Wanted,
+) -> Result<Vec<PackedLayer>, OpError> {
+    let epoch = options.epoch.or(image.epoch).filter(|_| options.rewrite_timestamp);
+    let base = image.base.as_ref().map_or(&[][..], |base| &base.diff_ids);
+    match epoch {
+        Some(epoch) => engine.packer().clamped(chain, base, epoch, wanted).await,
+        None => engine.packer().packed(chain, wanted).await,
+    }
+}
+
+/// Config and manifest of one image.
+fn documents(image: &PlannedImage, packed: Vec<PackedLayer>, options: &ImageOptions) -> ImageDocuments {
+    let layers: Vec<AssembledLayer> = packed.into_iter().map(AssembledLayer::from).collect();
+    let assembly = Assembly {
+        config: image.config.clone(),
+        history: image.history.iter().map(|history| history.entry.clone()).collect(),
+        n_base_history: image.history.iter().take_while(|history| history.from_base).count(),
+        epoch: options.epoch.or(image.epoch),
+    };
+    assemble(&assembly, &layers, media_types(options), &options.annotations.of_image(&image.platform))
+}
+
+fn media_types(options: &ImageOptions) -> MediaTypes {
+    if options.docker_types { MediaTypes::Docker } else { MediaTypes::Oci }
+}
+
+impl Solved<'_> {
+    /// The images of the plan with their layers.
+    fn images(&self) -> impl Iterator<Item = (&PlannedImage, &Chain)> {
+        self.plan.images.iter().zip(&self.chains)
+    }
+
+    /// The files of every platform. `epoch` is that of the output.
+    async fn roots(&self, is_apart: bool, epoch: Option<i64>, step: &Step) -> Result<Vec<PlacedRoot>, OpError> {
+        let placed = self.images().map(async |(image, chain)| {
+            let root = self.engine.root_view(chain, step).await?;
+            Ok(PlacedRoot { platform: image.platform.clone(), root, is_apart, epoch: epoch.or(image.epoch) })
+        });
+        try_join_all(placed).await
     }
 }
 
 impl Finished {
-    fn note(&mut self, documents: &ImageDocuments, options: &ImageOptions) {
-        self.image_id = Some(documents.config_digest().clone());
-        self.descriptor = Some(documents.descriptor());
+    /// What identifies the result: digest of the config of a single image, else of the index.
+    pub(crate) fn image_id(&self) -> Option<&Digest> {
+        self.config_digest.as_ref().or(self.descriptor.as_ref().map(|descriptor| &descriptor.digest))
+    }
+
+    fn note(&mut self, built: &BuiltImage, options: &ImageOptions) {
+        self.config_digest = built.config_digest().cloned();
+        self.descriptor = Some(built.descriptor());
         for name in options.names.iter().map(ToString::to_string) {
             if !self.names.contains(&name) {
                 self.names.push(name);
@@ -198,10 +255,11 @@ impl Finished {
     }
 }
 
-fn store_image(store: &Store, documents: &ImageDocuments, options: &ImageOptions, step: &Step) -> Result<(), OpError> {
-    store.put_blob(&documents.config)?;
-    store.put_blob(&documents.manifest)?;
-    let descriptor = documents.descriptor();
+fn store_image(store: &Store, built: &BuiltImage, options: &ImageOptions, step: &Step) -> Result<(), OpError> {
+    for (_, document) in built.documents() {
+        store.put_blob(document)?;
+    }
+    let descriptor = built.descriptor();
     if options.names.is_empty() {
         store.keep_dangling(&descriptor)?;
     }
@@ -218,31 +276,12 @@ fn write_archive(store: &Store, archive: &Archive, dest: &Dest, step: &Step) -> 
     Ok(())
 }
 
-/// Writes to standard output, or to a file that appears when it is complete.
-fn to_dest(dest: &Dest, write: impl FnOnce(&mut dyn Write) -> Result<(), ExportError>) -> Result<(), ExportError> {
-    match dest {
-        Dest::Stdout => write(&mut std::io::stdout().lock()),
-        Dest::File(path) => {
-            let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            std::fs::create_dir_all(directory)
-                .map_err(|error| ExportError::io("create directory", directory, error))?;
-            if path.exists() && !path.is_file() {
-                // A pipe or device cannot be replaced.
-                let mut file =
-                    File::options().write(true).open(path).map_err(|error| ExportError::io("open", path, error))?;
-                return write(&mut file);
-            }
-            let fault = |error| ExportError::io("write", path, error);
-            let file = tempfile::Builder::new().prefix(".rbuild-").tempfile_in(directory).map_err(fault)?;
-            let mut bulk = BulkFile::new(file.as_file().try_clone().map_err(fault)?);
-            write(&mut bulk)?;
-            bulk.finish().map_err(fault)?;
-            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-            file.as_file().set_permissions(mode).map_err(fault)?;
-            file.persist(path).map_err(|error| fault(error.error))?;
-            Ok(())
-        }
+fn write_directory(roots: &[PlacedRoot], dest: &Path, step: &Step) -> Result<(), OpError> {
+    for (placed, exported) in roots.iter().zip(export_local(roots, dest)?) {
+        let of_platform = if placed.is_apart { format!(" {}", placed.platform) } else { String::new() };
+        step.status(format!("copying files{of_platform}"), exported.bytes, 0, true);
     }
+    Ok(())
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, OpError> + Send + 'static) -> Result<T, OpError> {

@@ -25,7 +25,7 @@ pub(crate) fn remove_old(request: &BuildRequest) -> Result<(), Failure> {
 
 /// Writes both after a build that succeeded.
 pub(crate) fn write(request: &BuildRequest, finished: &Finished) -> Result<(), Failure> {
-    if let (Some(path), Some(id)) = (&request.iidfile, &finished.image_id) {
+    if let (Some(path), Some(id)) = (&request.iidfile, finished.image_id()) {
         write_atomically(path, id.to_string().as_bytes())?;
     }
     if let Some(path) = &request.metadata_file {
@@ -37,7 +37,7 @@ pub(crate) fn write(request: &BuildRequest, finished: &Finished) -> Result<(), F
 
 fn metadata(finished: &Finished) -> Value {
     let mut object = Map::new();
-    if let Some(id) = &finished.image_id {
+    if let Some(id) = &finished.config_digest {
         object.insert("containerimage.config.digest".to_owned(), json!(id));
     }
     if let Some(descriptor) = &finished.descriptor {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use oci::registry::{MAX_MANIFEST_SIZE, Notice, RegistryError, select_platform};
+use oci::registry::{MAX_MANIFEST_SIZE, Notice, RegistryError, image_platforms, select_platform};
 use oci::{Descriptor, Digest, ImageConfig, ImageRef, Index, Manifest, Platform, media_type};
 use serde::de::DeserializeOwned;
 use solver::{OpError, ResolvedImage, Step, Stream};
@@ -20,9 +20,9 @@ enum Missing {
     /// A document that is not stored, where no registry may be asked.
     #[error("`{0}` is not stored")]
     Blob(Digest),
-    /// BuildKit's words.
+    /// BuildKit's words; who reads them is told the platforms besides.
     #[error("no match for platform in manifest: not found")]
-    Platform,
+    Platform { wanted: Platform, known: Vec<String> },
     #[error("`{digest}` is no usable {kind}: {reason}")]
     Document { digest: Digest, kind: &'static str, reason: String },
 }
@@ -61,12 +61,16 @@ impl ImageSource {
     ) -> Result<ResolvedImage, OpError> {
         let reference = &reference.clone().with_default_tag();
         let mut tried = Tried::default();
+        let mut here_for_others = None;
         if self.policy != PullPolicy::Always {
             match self.named_here(reference).await? {
                 None => tried.add("the local store", "no image of that name"),
                 Some(top) => match self.read_image(reference, top, platform, Reach::Store).await {
                     Ok(image) => return Ok(image),
-                    Err(reason) => tried.add("the local store", &reason.to_string()),
+                    Err(reason) => {
+                        tried.add("the local store", &answer(&reason).unwrap_or_else(|| reason.to_string()));
+                        here_for_others = matches!(reason, Missing::Platform { .. }).then_some(reason);
+                    }
                 },
             }
         }
@@ -75,7 +79,8 @@ impl ImageSource {
             PullPolicy::Missing | PullPolicy::Always => match self.ask_registry(reference, platform, step).await {
                 Ok(image) => return Ok(image),
                 Err(error) => {
-                    tried.add(&format!("the registry {}", reference.registry()), answer(&error));
+                    let answer = answer(&error).unwrap_or_else(|| "it gave no usable image".to_owned());
+                    tried.add(&format!("the registry {}", reference.registry()), &answer);
                     Some(error)
                 }
             },
@@ -93,7 +98,8 @@ impl ImageSource {
                 Err(reason) => tried.add("what the registry said last", &reason),
             }
         }
-        Err(tried.into_error(reference, failure))
+        // An image that is here under that name is the one that was meant, whatever a registry says.
+        Err(tried.into_error(reference, here_for_others.or(failure)))
     }
 
     /// The image of that name in the store, or any stored manifest where the reference has a digest.
@@ -148,7 +154,7 @@ impl ImageSource {
         let kind = media_type::of_manifest(&bytes).map_err(|error| unusable(&top, "manifest", &error))?;
         let (found, bytes) = if media_type::is_index(&kind) {
             let index: Index = parse(&top, "index", &bytes)?;
-            let child = select_platform(&index, platform).cloned().ok_or(Missing::Platform)?;
+            let child = select_platform(&index, platform).cloned().ok_or_else(|| no_match(&index, platform))?;
             let bytes = self.document(reference, &child, reach).await?;
             (child, bytes)
         } else {
@@ -252,11 +258,17 @@ impl Tried {
         };
         let message = format!("failed to resolve source metadata for {reference}: {reason}");
         let is_inputs_fault = match &failure {
-            None | Some(Missing::Platform | Missing::Document { .. } | Missing::Blob(_)) => true,
+            None | Some(Missing::Platform { .. } | Missing::Document { .. } | Missing::Blob(_)) => true,
             Some(Missing::Registry(error)) => error.is_not_found() || error.is_unauthorized(),
             Some(Missing::Store(_)) => false,
         };
         let error = if is_inputs_fault { OpError::input(message) } else { OpError::environment(message) };
+        let error = match &failure {
+            Some(Missing::Platform { wanted, known }) => {
+                error.help(format!("it is wanted for {wanted}, and there is one for {}", listed(known)))
+            }
+            _ => error,
+        };
         let error = error.help(format!("tried {}", self.0.join(", ")));
         match &failure {
             Some(Missing::Registry(RegistryError::Unauthorized { had_credentials, attempt, .. })) => {
@@ -268,14 +280,28 @@ impl Tried {
     }
 }
 
-/// What a registry answered, in a word; the message has the rest.
-fn answer(error: &Missing) -> &'static str {
+/// What a place answered, in a word; the message has the rest. `None` when it gave nothing that could be used.
+fn answer(error: &Missing) -> Option<String> {
     match error {
-        Missing::Registry(error) if error.is_not_found() => "it has no such image",
-        Missing::Registry(error) if error.is_unauthorized() => "it denied access",
-        Missing::Registry(error) if error.is_unreachable() => "it cannot be reached",
-        Missing::Platform => "it has the image for other platforms only",
-        _ => "it gave no usable image",
+        Missing::Registry(error) if error.is_not_found() => Some("it has no such image".to_owned()),
+        Missing::Registry(error) if error.is_unauthorized() => Some("it denied access".to_owned()),
+        Missing::Registry(error) if error.is_unreachable() => Some("it cannot be reached".to_owned()),
+        Missing::Platform { known, .. } => Some(format!("it has the image for {}", listed(known))),
+        _ => None,
+    }
+}
+
+fn no_match(index: &Index, wanted: &Platform) -> Missing {
+    let known = image_platforms(index).map(Platform::to_string).collect();
+    Missing::Platform { wanted: wanted.clone(), known }
+}
+
+/// `a, b and c`; images of an index that has none are for no platform.
+fn listed(platforms: &[String]) -> String {
+    match platforms {
+        [] => "no platform".to_owned(),
+        [one] => one.clone(),
+        [most @ .., last] => format!("{} and {last}", most.join(", ")),
     }
 }
 

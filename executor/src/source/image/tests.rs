@@ -155,13 +155,22 @@ async fn an_index_is_followed_to_the_platform() {
     let top = registry.manifest(&["1"], media_type::OCI_INDEX, &serde_json::to_vec(&index).unwrap());
     let source = source(&store, PullPolicy::Missing);
     let image = source.resolve(&registry.reference("1"), &arm64, &silent()).await.unwrap();
-    assert_eq!((image.top_digest, image.manifest), (top.digest, manifests[1].digest.clone()));
+    assert_eq!((image.top_digest, image.manifest), (top.digest.clone(), manifests[1].digest.clone()));
     let s390x = Platform::new("linux", "s390x", None);
     let error = source.resolve(&registry.reference("1"), &s390x, &silent()).await.unwrap_err();
     let reference = registry.reference("1");
     let expected =
         format!("failed to resolve source metadata for {reference}: no match for platform in manifest: not found");
+    assert_eq!((error.message, error.tier), (expected.clone(), solver::Tier::Input));
+    let wanted = "it is wanted for linux/s390x, and there is one for linux/amd64 and linux/arm64";
+    assert_eq!(error.help[0], wanted);
+    // An image of the store that lacks the platform is the reason, whatever the registry says.
+    store.tag(&reference, &top).unwrap();
+    drop(registry);
+    let error = source.resolve(&reference, &s390x, &silent()).await.unwrap_err();
     assert_eq!((error.message, error.tier), (expected, solver::Tier::Input));
+    assert_eq!(error.help[0], wanted);
+    assert!(error.help[1].contains("the local store (it has the image for linux/amd64 and linux/arm64), "));
 }
 
 #[tokio::test(flavor = "multi_thread")]

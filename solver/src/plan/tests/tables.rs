@@ -119,16 +119,10 @@ fn platforms_share_what_is_equal() {
     assert!(plan.is_multi_platform);
     let n_locals = plan.graph.ids().filter(|&id| matches!(*plan.graph.vertex(id).op, Op::Local(_))).count();
     assert_eq!(n_locals, 1, "the context is the same for all");
-    let messages: Vec<&str> = plan.warnings.iter().map(|warning| warning.message.as_str()).collect();
-    assert_eq!(messages, ["Duplicate platform result requested \"linux/amd64\""], "others repeat no findings");
-}
-
-#[test]
-fn a_lone_platform_can_be_laid_out_as_several() {
-    let mut request = request("FROM scratch\n");
-    assert!(!planned_as(&request).is_multi_platform);
-    request.build_args.insert("BUILDKIT_MULTI_PLATFORM".to_owned(), "1".to_owned());
-    assert!(planned_as(&request).is_multi_platform);
+    let rules: Vec<(&str, &str)> = plan.warnings.iter().map(|found| (found.rule, found.message.as_str())).collect();
+    assert_eq!(rules[0], ("", "Duplicate platform result requested \"linux/amd64\""));
+    assert_eq!(rules[1].0, "InvalidBaseImagePlatform", "the image is for amd64 alone");
+    assert_eq!(rules.len(), 2, "{rules:?}");
 }
 
 #[test]
@@ -188,12 +182,92 @@ fn entitlements_allow_what_they_name() {
     planned_as(&request);
 }
 
+/// A request for these platforms.
+fn for_platforms(dockerfile: &str, platforms: &str) -> PlanRequest {
+    let mut request = request(dockerfile);
+    fake::apply(&mut request, &["--platform".to_owned(), platforms.to_owned()]);
+    request
+}
+
+#[test]
+fn every_platform_has_its_own_epoch_and_image() {
+    let file = "ARG TARGETARCH\nARG SOURCE_DATE_EPOCH=${TARGETARCH#arm}\nFROM scratch\nLABEL a=b\n";
+    let mut request = for_platforms(file, "linux/arm64,linux/s390x");
+    let fault = fault_of(&request);
+    assert_eq!(fault.message, "invalid SOURCE_DATE_EPOCH: s390x");
+    request.platforms[1] = Platform::parse("linux/386", &fake::amd64()).unwrap();
+    let plan = planned_as(&request);
+    let images = plan.images.iter().map(|image| (image.platform.to_string(), image.epoch));
+    let expected = [("linux/arm64".to_owned(), Some(64)), ("linux/386".to_owned(), Some(386))];
+    assert_eq!(images.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn an_argument_asks_for_an_index_of_one_platform_and_forbids_none_of_several() {
+    let multi = |platforms: &str, value: &str| {
+        let mut request = for_platforms("FROM scratch\nCOPY a /\n", platforms);
+        request.build_args.insert("BUILDKIT_MULTI_PLATFORM".to_owned(), value.to_owned());
+        let result = fake::run(&request, &Images::new()).0;
+        result
+            .map(|plan| (plan.is_multi_platform, names(&plan).pop().unwrap().to_owned()))
+            .map_err(|fault| fault.message)
+    };
+    let conflict = "conflicting config: returning multiple target platforms is not allowed";
+    for (platforms, value, expected) in [
+        ("linux/arm64", "", Ok((false, "[1/1] COPY a /"))),
+        ("linux/arm64", "0", Ok((false, "[1/1] COPY a /"))),
+        ("linux/arm64", "true", Ok((true, "[linux/arm64 1/1] COPY a /"))),
+        ("linux/arm64,linux/arm64", "", Ok((false, "[1/1] COPY a /"))),
+        // The step is the same for both, and has the name that the first gave it.
+        ("linux/arm64,linux/amd64", "", Ok((true, "[linux/arm64 1/1] COPY a /"))),
+        ("linux/arm64,linux/amd64", "1", Ok((true, "[linux/arm64 1/1] COPY a /"))),
+        ("linux/arm64,linux/amd64", "false", Err(conflict)),
+        ("linux/arm64", "yes", Err("invalid boolean value for multi-platform: yes")),
+    ] {
+        let expected = expected.map(|(is_multi, name)| (is_multi, name.to_owned())).map_err(str::to_owned);
+        assert_eq!(multi(platforms, value), expected, "{platforms} {value}");
+    }
+}
+
+#[test]
+fn what_is_found_for_several_platforms_is_told_once() {
+    let file = "FROM busybox\nmaintainer me\nRUN echo $TYPO\n";
+    let rules = |platforms: &str| {
+        let warnings = planned_as(&for_platforms(file, platforms)).warnings;
+        warnings.into_iter().map(|warning| (warning.rule, warning.message)).collect::<Vec<_>>()
+    };
+    let one = rules("linux/amd64");
+    assert_eq!(one.len(), 2, "{one:?}");
+    assert_eq!(rules("linux/amd64,linux/amd64/v2"), one);
+    // The image is for amd64 alone, which is no news for the first platform.
+    let several = rules("linux/amd64,linux/arm64,linux/s390x");
+    assert_eq!(several[..2], one);
+    let expected = |platform: &str| {
+        let message = format!(
+            "Base image busybox was pulled with platform \"linux/amd64\", expected \"{platform}\" for current build"
+        );
+        ("InvalidBaseImagePlatform", message)
+    };
+    assert_eq!(several[2..], [expected("linux/arm64"), expected("linux/s390x")]);
+}
+
+#[test]
+fn faults_of_several_platforms_are_told_once() {
+    let fault = fault_of(&for_platforms("FROM nowhere\n", "linux/amd64,linux/arm64"));
+    assert!(fault.message.starts_with("nowhere: ") && fault.others.is_empty(), "{fault}: {:?}", fault.others);
+    let file = "ARG TARGETARCH\nFROM nowhere-$TARGETARCH\n";
+    let fault = fault_of(&for_platforms(file, "linux/amd64,linux/arm64"));
+    let all: Vec<&str> = std::iter::once(&fault).chain(&fault.others).map(|fault| fault.message.as_str()).collect();
+    assert_eq!(all.len(), 2, "{all:?}");
+    assert!(all[0].starts_with("nowhere-amd64: ") && all[1].starts_with("nowhere-arm64: "), "{all:?}");
+}
+
 #[test]
 fn epochs_of_directories_are_unset_and_of_remote_sources_their_time() {
     let mut request = request("FROM scratch\nARG SOURCE_DATE_EPOCH\nLABEL e=[$SOURCE_DATE_EPOCH]\nCOPY . /\n");
     request.build_args.insert("SOURCE_DATE_EPOCH".to_owned(), "context".to_owned());
     let plan = planned_as(&request);
-    assert_eq!(plan.epoch, None);
+    assert_eq!(plan.images[0].epoch, None);
     assert_eq!(plan.images[0].config.config.labels["e"], "[]");
 
     let url = ContextKind::Http("http://h.test/x".to_owned());
@@ -202,7 +276,7 @@ fn epochs_of_directories_are_unset_and_of_remote_sources_their_time() {
         request.main_context = kind;
         let images = Images::new();
         let plan = fake::run(&request, &images).0.unwrap();
-        assert_eq!(plan.epoch, Some(fake::TIME));
+        assert_eq!(plan.images[0].epoch, Some(fake::TIME));
         assert_eq!(plan.images[0].config.config.labels["e"], format!("[{}]", fake::TIME));
         // What was made for the time is what the plan copies from.
         let timed = images.timed.lock().unwrap();
@@ -211,7 +285,7 @@ fn epochs_of_directories_are_unset_and_of_remote_sources_their_time() {
         assert!(timed.iter().all(|op| !matches!(op, Op::Git(git) if !git.commit_times)));
     }
     request.purpose = Purpose::Check;
-    assert_eq!(planned_as(&request).epoch, None, "a check fetches nothing");
+    assert_eq!(planned_as(&request).images[0].epoch, None, "a check fetches nothing");
 }
 
 #[test]
@@ -224,7 +298,7 @@ fn epochs_may_name_contexts_and_stages() {
     let times = |request: &PlanRequest| {
         let images = Images::new();
         let plan = fake::run(request, &images).0.unwrap();
-        assert_eq!(plan.epoch, Some(fake::TIME));
+        assert_eq!(plan.images[0].epoch, Some(fake::TIME));
         let timed = images.timed.lock().unwrap().clone();
         let is_planned = |op: &Op| plan.graph.ids().any(|id| *plan.graph.vertex(id).op == *op);
         assert!(timed.iter().all(is_planned), "{timed:?}");
