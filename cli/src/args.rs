@@ -100,9 +100,13 @@ pub(crate) struct BuildArgs {
     pub(crate) platforms: Vec<String>,
 
     /// Where the result goes: `type=oci,dest=x.tar`, `type=docker`, `type=local`, `type=tar`, `type=image`,
-    /// `type=cacheonly` (repeatable) [default: the local image store]
+    /// `type=registry`, `type=cacheonly` (repeatable) [default: the local image store]
     #[arg(short = 'o', long = "output", value_name = "SPEC", action = ArgAction::Append)]
     pub(crate) outputs: Vec<String>,
+    /// Push the image to the registries that its names say: short for `--output=type=registry`
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+        value_parser = boolean, hide_default_value = true, hide_possible_values = true)]
+    pub(crate) push: bool,
     /// Label of the image (repeatable)
     #[arg(long = "label", value_name = "K=V", action = ArgAction::Append)]
     pub(crate) labels: Vec<String>,

@@ -75,21 +75,50 @@ pub(crate) struct ImageOptions {
     pub(crate) docker_types: bool,
     /// Annotations of manifests and index.
     pub(crate) annotations: Annotations,
+    /// How it goes to the registries that its names say; `None` when it stays.
+    pub(crate) push: Option<PushOptions>,
+    /// It is not named in the local store.
+    pub(crate) is_unnamed: bool,
     /// No time in layers of this build is later than the epoch.
     pub(crate) rewrite_timestamp: bool,
     /// `SOURCE_DATE_EPOCH` of this output, in place of the build's.
     pub(crate) epoch: Option<i64>,
 }
 
-/// How an output is given.
-const OUTPUT_FORM: &str = "write `-o type=oci,dest=FILE`; types are image, oci, docker, local, tar and cacheonly";
+/// How an image goes to registries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PushOptions {
+    /// Nothing is tagged: the image is found by its digest.
+    pub(crate) by_digest: bool,
+    /// The registries need no valid certificate, and may speak plain HTTP.
+    pub(crate) is_insecure: bool,
+}
 
-/// Parses all `--output` flags. Without any, the result goes to the local store under `tags`.
-pub(crate) fn parse_all(specs: &[String], tags: &[ImageRef]) -> Result<Vec<Output>, Failure> {
-    if specs.is_empty() {
-        return Ok(vec![Output::Image(ImageOptions { names: tags.to_vec(), ..ImageOptions::default() })]);
+/// How an output is given.
+const OUTPUT_FORM: &str =
+    "write `-o type=oci,dest=FILE`; types are image, registry, oci, docker, local, tar and cacheonly";
+
+/// Parses all `--output` flags. Without any, the result goes to the local store under `tags`, or with `push` (`--push`)
+/// to their registries alone; with it, images that were to go to the local store go to both.
+pub(crate) fn parse_all(specs: &[String], tags: &[ImageRef], push: bool) -> Result<Vec<Output>, Failure> {
+    let named = ImageOptions { names: tags.to_vec(), ..ImageOptions::default() };
+    if specs.is_empty() && !push {
+        return Ok(vec![Output::Image(named)]);
     }
-    let outputs = specs.iter().map(|spec| parse(spec, tags)).collect::<Result<Vec<_>, _>>()?;
+    let mut outputs = specs.iter().map(|spec| parse(spec, tags)).collect::<Result<Vec<_>, _>>()?;
+    if push {
+        let mut images = outputs.iter_mut().filter_map(Output::as_image).peekable();
+        if images.peek().is_none() {
+            outputs.push(Output::Image(ImageOptions { is_unnamed: true, push: Some(PushOptions::default()), ..named }));
+        } else {
+            images.for_each(|options| options.push = options.push.or_else(|| Some(PushOptions::default())));
+        }
+    }
+    if outputs.iter_mut().filter_map(Output::as_image).any(|options| options.push.is_some() && options.names.is_empty())
+    {
+        return Err(Failure::usage("tag is needed when pushing to registry")
+            .help("name the image: `-t registry.example.com/team/app:1.0`"));
+    }
     let stdouts = outputs.iter().filter(|output| output.is_stdout()).count();
     if stdouts > 1 {
         return Err(Failure::usage("multiple outputs configured to write to stdout"));
@@ -112,6 +141,23 @@ impl Output {
                 | Self::Docker { dest: Dest::Stdout, .. }
                 | Self::Tar { dest: Dest::Stdout, .. }
         )
+    }
+
+    /// Registries that need no valid certificate.
+    pub(crate) fn insecure_registries(&self) -> Vec<String> {
+        match self {
+            Self::Image(ImageOptions { push: Some(PushOptions { is_insecure: true, .. }), names, .. }) => {
+                names.iter().map(|name| name.registry().to_owned()).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn as_image(&mut self) -> Option<&mut ImageOptions> {
+        match self {
+            Self::Image(options) => Some(options),
+            _ => None,
+        }
     }
 
     /// As written after `type=`.
@@ -145,7 +191,11 @@ fn parse(spec: &str, tags: &[ImageRef]) -> Result<Output, Failure> {
         .ok_or_else(|| Failure::usage(format!("--output {spec}: type is required for output")).help(OUTPUT_FORM))?;
     let dest = attributes.remove("dest");
     let output = match kind.as_str() {
-        "image" => Output::Image(image_options(&mut attributes, tags)?),
+        "image" => Output::Image(pushed_options(&mut attributes, tags)?),
+        "registry" => {
+            attributes.insert("push".to_owned(), "true".to_owned());
+            Output::Image(ImageOptions { is_unnamed: true, ..pushed_options(&mut attributes, tags)? })
+        }
         "oci" => {
             let tar = flag(&mut attributes, "tar")?.unwrap_or(true);
             let options = image_options(&mut attributes, tags)?;
@@ -167,13 +217,9 @@ fn parse(spec: &str, tags: &[ImageRef]) -> Result<Output, Failure> {
         }
         "tar" => Output::Tar { dest: file_or_stdout(dest), epoch: epoch(&mut attributes)? },
         "cacheonly" => Output::CacheOnly,
-        "registry" => {
-            return Err(Failure::usage("pushing to a registry is not supported yet")
-                .help("write an OCI archive and push it: `-o type=oci,dest=x.tar`, `skopeo copy oci-archive:x.tar docker://…`"));
-        }
         other => {
             return Err(Failure::usage(format!("exporter \"{other}\" could not be found"))
-                .help("rbuild knows image, oci, docker, local, tar and cacheonly"));
+                .help("rbuild knows image, registry, oci, docker, local, tar and cacheonly"));
         }
     };
     match attributes.keys().next() {
@@ -183,7 +229,7 @@ fn parse(spec: &str, tags: &[ImageRef]) -> Result<Output, Failure> {
 }
 
 /// Attributes of the outputs, for suggestions.
-const ATTRIBUTES: [&str; 11] = [
+const ATTRIBUTES: [&str; 16] = [
     "dest",
     "name",
     "tar",
@@ -192,7 +238,12 @@ const ATTRIBUTES: [&str; 11] = [
     "force-compression",
     "oci-mediatypes",
     "platform-split",
+    "name-canonical",
     "push",
+    "push-by-digest",
+    "registry.insecure",
+    "store",
+    "unpack",
     "rewrite-timestamp",
     "source-date-epoch",
 ];
@@ -225,14 +276,51 @@ fn file_or_stdout(dest: Option<String>) -> Dest {
     dest.filter(|dest| dest != "-").map_or(Dest::Stdout, |dest| Dest::File(dest.into()))
 }
 
+/// The options of an image that may be pushed.
+fn pushed_options(attributes: &mut BTreeMap<String, String>, tags: &[ImageRef]) -> Result<ImageOptions, Failure> {
+    // Layers lie unpacked in the store, and images are found by their digests, whether somebody asks for it or not.
+    for attribute in ["unpack", "name-canonical"] {
+        let _has_no_effect = flag(attributes, attribute)?;
+    }
+    let by_digest = flag(attributes, "push-by-digest")?.unwrap_or(false);
+    let is_insecure = flag(attributes, "registry.insecure")?.unwrap_or(false);
+    let is_pushed = flag(attributes, "push")?.unwrap_or(false);
+    let is_unnamed = flag(attributes, "store")? == Some(false);
+    let untagged = match attributes.get("name").filter(|_| by_digest && is_pushed) {
+        Some(names) => Some(names.split(',').map(untagged).collect::<Result<Vec<_>, _>>()?),
+        None if by_digest && is_pushed => {
+            return Err(Failure::usage("push-by-digest needs a name without a tag")
+                .help("`-o type=image,name=registry.example.com/team/app,push-by-digest=true,push=true`"));
+        }
+        None => None,
+    };
+    if untagged.is_some() {
+        attributes.remove("name");
+    }
+    let options = image_options(attributes, tags)?;
+    Ok(ImageOptions {
+        is_unnamed: is_unnamed || by_digest,
+        push: is_pushed.then_some(PushOptions { by_digest, is_insecure }),
+        names: untagged.unwrap_or(options.names),
+        ..options
+    })
+}
+
+/// A repository.
+fn untagged(name: &str) -> Result<ImageRef, Failure> {
+    let parsed =
+        ImageRef::parse_normalized(name).map_err(|error| Failure::usage(format!("invalid tag \"{name}\": {error}")))?;
+    if parsed.is_name_only() {
+        return Ok(parsed);
+    }
+    Err(Failure::usage(format!("can't push tagged ref {name} by digest")).help("name the repository alone"))
+}
+
 fn image_options(attributes: &mut BTreeMap<String, String>, tags: &[ImageRef]) -> Result<ImageOptions, Failure> {
     let names = match attributes.remove("name") {
         Some(names) => names.split(',').map(parse_tag).collect::<Result<_, _>>()?,
         None => tags.to_vec(),
     };
-    if flag(attributes, "push")? == Some(true) {
-        return Err(Failure::usage("pushing to a registry is not supported yet"));
-    }
     let kind = attributes.remove("compression");
     let level = attributes.remove("compression-level");
     let annotations: Vec<String> = attributes.keys().filter(|key| is_annotation(key)).cloned().collect();
@@ -249,6 +337,8 @@ fn image_options(attributes: &mut BTreeMap<String, String>, tags: &[ImageRef]) -
         force_compression: flag(attributes, "force-compression")?.unwrap_or(false),
         docker_types,
         annotations,
+        push: None,
+        is_unnamed: false,
         rewrite_timestamp: explicit_flag(attributes, "rewrite-timestamp")?.unwrap_or(false),
         epoch: epoch(attributes)?,
     })

@@ -148,7 +148,7 @@ impl BuildRequest {
             target: args.target,
             build_args,
             platforms: platforms(&args.platforms, &mut warnings)?,
-            outputs: output::parse_all(&args.outputs, &tags)?,
+            outputs: output::parse_all(&args.outputs, &tags, args.push)?,
             labels: args.labels.iter().map(|label| key_value(label)).collect(),
             iidfile: args.iidfile,
             metadata_file: args.metadata_file,

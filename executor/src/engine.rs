@@ -27,6 +27,7 @@ use crate::fetched::FetchedFiles;
 use crate::files::{self, Form, Setting, Source};
 use crate::layer::{self, LayerSink, PackOptions};
 use crate::packer::{Packer, Wanted};
+use crate::push::Pusher;
 use crate::run::{InputSource, InputTree, RunRequest, Runner};
 use crate::source::{GitSource, HttpSource, ImageSource};
 use crate::view::{Below, RootView};
@@ -101,6 +102,12 @@ impl Engine {
         let contexts = parts.contexts.iter().map(open).collect();
         let shown = Mutex::default();
         Ok(Self { inner: Arc::new(Inner { parts, packer, contexts, scratch, shown, _lease: lease }) })
+    }
+
+    /// Brings images to registries.
+    pub fn pusher(&self) -> Pusher {
+        let parts = &self.inner.parts;
+        Pusher { store: parts.store.clone(), images: parts.images.clone(), cancel: parts.cancel.clone() }
     }
 
     /// Makes layers ready to leave.

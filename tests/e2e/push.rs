@@ -125,6 +125,82 @@ fn what_is_pulled_runs_and_is_pushed_on_as_it_is() {
 }
 
 #[test]
+fn builds_are_pushed_straight_to_registries() {
+    need_registry!();
+    let space = Space::with_busybox();
+    let registry = Registry::start(&space);
+    let name = format!("{}/team/app:1", registry.host());
+    space.write("content", "of the context\n");
+    let ran = space.rbuild(["--push", "-t", &name, "--metadata-file=facts", "--iidfile=id", "."]);
+    assert_eq!(ran.code, 1, "there is no Dockerfile: {}", ran.stderr);
+    space.write("Dockerfile", DOCKERFILE);
+    let ran = space.rbuild(["--push", "-t", &name, "--metadata-file=facts", "--iidfile=id", "."]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let facts: Value = serde_json::from_str(&space.read("facts")).expect("JSON");
+    assert_eq!(facts["containerimage.digest"], skopeo(&name)["Digest"]);
+    assert!(ran.stderr.contains(&format!("pushing manifest for {name}@sha256:")), "{}", ran.stderr);
+    assert_eq!(space.rbuild(["images", "-q", &name]).success(), "", "it is not in the local store");
+    let again = space.rbuild(["--push", "-t", &name, "."]);
+    assert_eq!(again.stderr.matches(" exists done").count(), 4, "nothing is sent twice: {}", again.stderr);
+
+    // Into the local store and to the registry, with one digest.
+    let both = format!("{}/team/both:1", registry.host());
+    space.rbuild(["-o", &format!("type=image,name={both},push=true,compression=zstd"), "."]).success();
+    let local = space.rbuild(["images", "--digests", "--format=json", &both]).success();
+    let local: Value = serde_json::from_str(&local).expect("JSON");
+    assert_eq!(local["Digest"], skopeo(&both)["Digest"]);
+    assert_eq!(layer_type(&both, 1), "application/vnd.oci.image.layer.v1.tar+zstd");
+    assert_eq!(space.run_in(&both, &["cat", "/made"]), "made\n");
+
+    // By digest: nothing is tagged.
+    let repository = format!("{}/team/untagged", registry.host());
+    let output = format!("type=image,name={repository},push=true,push-by-digest=true,name-canonical=true");
+    space.rbuild(["-o", &output, "--metadata-file=facts", "."]).success();
+    let facts: Value = serde_json::from_str(&space.read("facts")).expect("JSON");
+    let digest = facts["containerimage.digest"].as_str().expect("digest");
+    assert_eq!(inspect(&["--raw"], &format!("{repository}@{digest}"))["schemaVersion"], 2);
+    let tags =
+        Command::new("skopeo").args(["list-tags", "--tls-verify=false", &format!("docker://{repository}")]).output();
+    assert!(!tags.expect("skopeo starts").status.success(), "nothing is tagged");
+
+    for (args, message) in [
+        (vec!["--push", "."], "tag is needed when pushing to registry"),
+        (vec!["-o", "type=image,name=a:1,push=true,push-by-digest=true", "."], "can't push tagged ref a:1 by digest"),
+        (vec!["-o", "type=registry,name=a:b:c", "."], "invalid tag \"a:b:c\""),
+    ] {
+        let ran = space.rbuild(&args);
+        assert_eq!(ran.code, 2, "{args:?}: {}", ran.stderr);
+        assert!(ran.stderr.contains(message), "{args:?}: {}", ran.stderr);
+    }
+}
+
+#[test]
+fn several_platforms_are_pushed_in_one_go() {
+    need_registry!();
+    let space = Space::new();
+    let registry = Registry::start(&space);
+    let name = format!("{}/multi:1", registry.host());
+    space.write("content", "shared\n");
+    space.write("Dockerfile", "FROM scratch\nARG TARGETARCH\nCOPY content /content\nCOPY <<E /arch\n$TARGETARCH\nE\n");
+    let ran = space.rbuild(["--platform=linux/amd64,linux/arm64", "--push", "-t", &name, "."]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let index = inspect(&["--raw"], &name);
+    let listed: Vec<_> = index["manifests"].as_array().expect("manifests").iter().collect();
+    assert_eq!(listed.len(), 2, "{index}");
+    for (entry, architecture) in listed.iter().zip(["amd64", "arm64"]) {
+        assert_eq!(entry["platform"]["architecture"], architecture);
+        let pulled = inspect(&["--override-arch", architecture], &name);
+        assert_eq!(pulled["Architecture"], architecture);
+    }
+    // Stored first, pushed later: the same images.
+    let later = format!("{}/later:1", registry.host());
+    space.rbuild(["--platform=linux/amd64,linux/arm64", "-t", &later, "."]).success();
+    let pushed = digest(&space.rbuild(["push", &later]));
+    assert_eq!(inspect(&["--raw"], &later), index);
+    assert_eq!(skopeo(&later)["Digest"], pushed.as_str());
+}
+
+#[test]
 fn logging_in_and_out() {
     need!(Need::Program("htpasswd"));
     need_registry!();

@@ -22,7 +22,6 @@ use crate::ui::{self, Mode, Ui};
 /// What transfers work with.
 struct Transfer<'a> {
     store: &'a Store,
-    client: Client,
     images: Arc<ImageSource>,
     progress: Progress,
     cancel: CancellationToken,
@@ -44,12 +43,7 @@ pub(crate) fn push(store: &Store, args: &PushArgs) -> Result<(), Failure> {
     let pushed = with_transfer(store, args.quiet, PullPolicy::Missing, async |transfer| {
         let packer =
             Packer::new(store.clone(), transfer.images.clone(), transfer.progress.clone(), transfer.cancel.clone());
-        let pusher = Pusher {
-            client: transfer.client.clone(),
-            store: store.clone(),
-            images: transfer.images.clone(),
-            cancel: transfer.cancel.clone(),
-        };
+        let pusher = Pusher { store: store.clone(), images: transfer.images.clone(), cancel: transfer.cancel.clone() };
         let mut pushed = Vec::with_capacity(images.len());
         for (name, target) in &images {
             let work = async |step: Step| {
@@ -166,8 +160,8 @@ fn with_transfer<T>(
     let runtime = wire::runtime()?;
     let lease = store.lease()?;
     let client = Client::new(wire::client_options());
-    let images = Arc::new(ImageSource::new(store.clone(), client.clone(), policy, wire::unpack_options()));
-    let transfer = Transfer { store, client, images, progress: ui.progress().clone(), cancel: cancel.clone() };
+    let images = Arc::new(ImageSource::new(store.clone(), client, policy, wire::unpack_options()));
+    let transfer = Transfer { store, images, progress: ui.progress().clone(), cancel: cancel.clone() };
     let outcome = runtime.block_on(wire::until_interrupted(cancel, work(&transfer)));
     drop(transfer);
     // Work that was cancelled ends before the last picture is drawn.

@@ -28,11 +28,9 @@ const PROGRESS_BYTES: u64 = 512 << 10;
 /// Brings images of a store to registries. Cheap to clone.
 #[derive(Clone)]
 pub struct Pusher {
-    /// Talks to registries.
-    pub client: Client,
     /// Where the bytes are.
     pub store: Store,
-    /// Fetches layers that are known and not here.
+    /// Fetches layers that are known and not here; its client is what everything is pushed through.
     pub images: Arc<ImageSource>,
     /// Stops everything.
     pub cancel: CancellationToken,
@@ -44,7 +42,7 @@ impl Pusher {
     /// # Errors
     /// An [`OpError`] that says which registry did not take what, and what to do about it.
     pub async fn push(&self, parcel: &Parcel, names: &[ImageRef], step: &Step) -> Result<(), OpError> {
-        let client = self.client.observed_by(observer(step));
+        let client = self.images.client().observed_by(observer(step));
         let work = async {
             for (repository, names) in by_repository(names) {
                 self.push_blobs(&client, &repository, parcel, step).await?;

@@ -9,8 +9,9 @@ use executor::export::{
     export_tar,
 };
 use executor::packer::{PackedLayer, Wanted};
+use executor::push::Parcel;
 use futures_util::future::try_join_all;
-use oci::{Descriptor, Digest, Platform};
+use oci::{Descriptor, Digest, ImageRef, Platform};
 use solver::plan::{Plan, PlannedImage};
 use solver::{Chain, OpError, Step};
 
@@ -73,6 +74,7 @@ impl Product {
     fn wanted(&self) -> Option<Wanted> {
         let gzip = Codec::Gzip { level: DEFAULT_GZIP_LEVEL };
         let (options, default, store_plain) = match &self.output {
+            Output::Image(options) if options.push.is_some() => (options, gzip, true),
             Output::Image(options) => (options, Codec::Plain, false),
             Output::Oci { options, .. } | Output::Docker { options, .. } => (options, gzip, true),
             Output::Local { .. } | Output::Tar { .. } | Output::CacheOnly => return None,
@@ -111,8 +113,13 @@ impl Product {
             Output::Image(options) => {
                 let built = self.image(solved, options, step).await?;
                 finished.note(&built, options);
-                let (store, options, step) = (solved.store.clone(), options.clone(), step.clone());
-                blocking(move || store_image(&store, &built, &options, &step)).await
+                let (top, store) = (built.descriptor(), solved.store.clone());
+                let (named, shown) = (options.clone(), step.clone());
+                blocking(move || store_image(&store, &built, &named, &shown)).await?;
+                match options.push {
+                    Some(_) => self.push(solved, &top, &options.names, step).await,
+                    None => Ok(()),
+                }
             }
             Output::Oci { options, dest, tar } => {
                 let archive = self.archive(solved, options, step, false).await?;
@@ -174,6 +181,19 @@ impl Product {
         }
         let image = images.pop().ok_or_else(|| OpError::internal("a plan without an image"))?;
         Ok(BuiltImage::single(image))
+    }
+
+    /// Brings the image to the registries that its names say.
+    async fn push(
+        &self,
+        solved: &Solved<'_>,
+        top: &Descriptor,
+        names: &[ImageRef],
+        step: &Step,
+    ) -> Result<(), OpError> {
+        let wanted = self.wanted().ok_or_else(|| OpError::internal("a product without layers was pushed"))?;
+        let parcel = Parcel::of_stored(solved.engine.packer(), solved.store, top, wanted).await?;
+        solved.engine.pusher().push(&parcel, names, step).await
     }
 
     async fn archive(
@@ -260,6 +280,9 @@ fn store_image(store: &Store, built: &BuiltImage, options: &ImageOptions, step: 
         store.put_blob(document)?;
     }
     let descriptor = built.descriptor();
+    if options.is_unnamed {
+        return Ok(());
+    }
     if options.names.is_empty() {
         store.keep_dangling(&descriptor)?;
     }

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Build, secrets};
 use crate::env;
 use crate::failure::Failure;
+use crate::output::Output;
 
 /// Where registries' certificates are kept by others.
 const CERTS_DIRS: [&str; 2] = ["/etc/docker/certs.d", "/etc/containers/certs.d"];
@@ -73,7 +74,9 @@ pub(crate) fn engine(
     wanted: Vec<Wanted>,
 ) -> Result<Engine, Failure> {
     let store = build.store.clone();
-    let client = Client::new(client_options());
+    let mut options = client_options();
+    options.insecure.extend(build.request.outputs.iter().flat_map(Output::insecure_registries));
+    let client = Client::new(options);
     let policy = if build.request.pull { PullPolicy::Always } else { PullPolicy::Missing };
     let lookup = secrets::lookup(&build.request.secrets);
     let agents = secrets::agents(&build.request.ssh)?;

@@ -53,6 +53,11 @@ impl ImageSource {
         Self { store, client, policy, unpack, trees: Mutex::default() }
     }
 
+    /// What it pulls through.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// The layers of an image, base first. Moves nothing; layers may have no local form yet.
     ///
     /// # Errors
