@@ -50,7 +50,7 @@ impl Parcel {
     pub async fn of_stored(packer: &Packer, store: &Store, top: &Descriptor, wanted: Wanted) -> Result<Self, OpError> {
         let mut parcel = Self { blobs: Vec::new(), documents: Vec::new() };
         let mut seen = HashSet::new();
-        if is_index(&top.media_type) {
+        if media_type::is_index(&top.media_type) {
             let bytes = read(store, top)?;
             let mut index: Index = parse(&top.digest, &bytes)?;
             let as_it_was = index.manifests.clone();
@@ -153,10 +153,6 @@ fn diff_ids(store: &Store, manifest: &Manifest) -> Result<Vec<DiffId>, OpError> 
 
 fn is_plain(layer: &Descriptor) -> bool {
     matches!(layer.media_type.as_str(), media_type::OCI_LAYER | media_type::DOCKER_LAYER)
-}
-
-fn is_index(media_type: &str) -> bool {
-    matches!(media_type, media_type::OCI_INDEX | media_type::DOCKER_LIST)
 }
 
 /// Without annotations: only the bytes count.
