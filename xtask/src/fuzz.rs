@@ -94,7 +94,11 @@ struct Sample {
 fn samples(root: &Path) -> Result<Vec<Sample>> {
     let files = files_below(root)?;
     let dockerfiles = files.iter().filter(|path| path.ends_with("Dockerfile"));
-    let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+    // Some are no text, on purpose; a seed need not be exact.
+    let read = |path: &Path| match std::fs::read(path) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    };
     let sample = |dockerfile: &PathBuf| {
         let directory = dockerfile.parent().unwrap_or(root);
         let ignore_file = directory.join(".dockerignore");
