@@ -81,11 +81,12 @@ fn globs(pattern: &str, paths: &[String]) {
         assert!(glob.matches(pattern));
         assert!(paths.iter().all(|path| glob.matches(path) == (path == pattern)));
     }
-    // Without `**` an ignore pattern is a glob.
+    // Without `**` an ignore pattern is a glob. But where a class takes a slash, Go's globs do not look again for another
+    // place of the part before it, and moby's patterns do.
     let is_comparable = !pattern.contains("**") && cleaned == pattern && !pattern.starts_with(['/', '!']);
     if is_comparable && pattern.trim() == pattern && !pattern.is_empty() {
         let list = Patterns::new([pattern]).expect("well formed as a glob");
-        for path in paths {
+        for path in paths.iter().filter(|path| !(pattern.contains('[') && path.contains('/'))) {
             assert_eq!(list.matches(path), glob.matches(path), "{pattern:?} {path:?}");
         }
     }
