@@ -219,6 +219,15 @@ fn logging_in_and_out() {
     assert_eq!(refused.code, 3, "{}", refused.stderr);
     assert!(refused.stderr.contains(&format!("help: log in: rbuild login {}", registry.host())), "{}", refused.stderr);
 
+    // Before anything is made.
+    let refused = run(&["--push", "-t", &name, "--no-cache", "."], "");
+    assert_eq!(refused.code, 3, "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("help: log in: rbuild login") && !refused.stderr.contains("RUN"),
+        "{}",
+        refused.stderr
+    );
+
     let (user, password) = REGISTRY_USER;
     let host = registry.host();
     let login = |password: &str| run(&["login", "-u", user, "--password-stdin", &host], password);

@@ -37,6 +37,22 @@ pub struct Pusher {
 }
 
 impl Pusher {
+    /// Asks every registry whether it would take an image of that name, so that a refusal is known before the image is
+    /// made.
+    ///
+    /// # Errors
+    /// An [`OpError`] that says which would not, and what to do about it.
+    pub async fn check(&self, names: &[ImageRef]) -> Result<(), OpError> {
+        let client = self.images.client();
+        let asked = by_repository(names).into_iter().map(async |(repository, _)| {
+            client.check_push(&repository).await.map_err(|error| failure(&repository, &error))
+        });
+        match self.cancel.run_until_cancelled(try_join_all(asked)).await {
+            Some(result) => result.map(drop),
+            None => Err(OpError::cancelled()),
+        }
+    }
+
     /// Pushes under every one of `names`. A name without tag and digest means the digest alone.
     ///
     /// # Errors

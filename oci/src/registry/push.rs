@@ -96,6 +96,33 @@ impl Client {
         }
     }
 
+    /// Asks whether blobs may be sent to the repository of `target`: begins an upload, and gives it up.
+    ///
+    /// # Errors
+    /// [`RegistryError`]: they may not, or the registry cannot be asked.
+    pub async fn check_push(&self, target: &ImageRef) -> Result<(), RegistryError> {
+        let (mut endpoint, mut others) = self.endpoints(target.registry(), Purpose::Push);
+        loop {
+            match self.check_push_at(&endpoint, target).await {
+                Ok(()) => return Ok(()),
+                Err(error) => endpoint = self.fall_back(&endpoint, &mut others, error)?,
+            }
+        }
+    }
+
+    async fn check_push_at(&self, endpoint: &Endpoint, target: &ImageRef) -> Result<(), RegistryError> {
+        let attempt = attempt(Operation::UploadBlob, endpoint, target, target.manifest_reference());
+        let repository = endpoint.repository(target.repository());
+        let scopes = Scopes::push(&repository);
+        let session = self.open_session(endpoint, target, &attempt, &scopes).await?;
+        if endpoint.is_home_of(&session) {
+            let request = upload_request(endpoint, &attempt, &repository, &scopes, Method::DELETE, session);
+            // A registry that knows no giving up forgets the upload by itself.
+            drop(self.send_once(&request, self.authorization(request.need()).await?, Body::Bytes(Bytes::new())).await);
+        }
+        Ok(())
+    }
+
     /// Brings a blob into the repository of `target`, sending it only if there is no other way.
     ///
     /// `open` gives the blob's bytes from the start; it is called once a try. `mounts` are repositories of the same
@@ -237,7 +264,7 @@ impl Client {
             };
             let url = match mounted {
                 Some(url) => url,
-                None => self.open_session(endpoint, upload, &attempt, &scopes).await?,
+                None => self.open_session(endpoint, upload.target, &attempt, &scopes).await?,
             };
             let request = upload_request(endpoint, &attempt, &repository, &scopes, Method::PUT, url);
             let (error, delay) = match self.put_blob(&request, upload, progress).await {
@@ -312,12 +339,12 @@ impl Client {
     async fn open_session(
         &self,
         endpoint: &Endpoint,
-        upload: Upload<'_>,
+        target: &ImageRef,
         attempt: &Arc<Attempt>,
         scopes: &Scopes,
     ) -> Result<Url, RegistryError> {
-        let repository = endpoint.repository(upload.target.repository());
-        let url = endpoint_url(endpoint, upload.target, "blobs/uploads/", attempt)?;
+        let repository = endpoint.repository(target.repository());
+        let url = endpoint_url(endpoint, target, "blobs/uploads/", attempt)?;
         let request = upload_request(endpoint, attempt, &repository, scopes, Method::POST, url);
         let reply = self.send(request.clone()).await?;
         if !reply.status().is_success() {

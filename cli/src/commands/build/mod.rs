@@ -100,7 +100,13 @@ impl Build<'_> {
         let products = product::products(self.request);
         let Prepared { plan_request, engine, context: _context } =
             self.prepare(product::wanted(&products), source).await?;
-        let plan = plan(&plan_request, &engine, &self.progress).await.map_err(plan_failure)?;
+        // A registry that will not take the image says so before anything is made.
+        let names: Vec<oci::ImageRef> = products.iter().flat_map(Product::pushed_names).cloned().collect();
+        let pusher = engine.pusher();
+        let planned = plan(&plan_request, &engine, &self.progress);
+        let (planned, allowed) = tokio::join!(planned, pusher.check(&names));
+        let plan = planned.map_err(plan_failure)?;
+        allowed.map_err(|error| of_build(error.into()))?;
         let warnings = plan.warnings.iter().map(check_warning).collect();
         products.iter().try_for_each(|product| product.check(&plan)).map_err(|error| of_build(error.into()))?;
         let chains = self.solve(&plan, &engine).await?;

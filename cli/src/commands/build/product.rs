@@ -91,6 +91,14 @@ impl Product {
         }
     }
 
+    /// The names under which it goes to registries.
+    pub(crate) fn pushed_names(&self) -> &[ImageRef] {
+        match &self.output {
+            Output::Image(options) if options.push.is_some() => &options.names,
+            _ => &[],
+        }
+    }
+
     /// Refuses what this output cannot hold, before anything is done for it.
     pub(crate) fn check(&self, plan: &Plan) -> Result<(), OpError> {
         let (Output::Image(options) | Output::Oci { options, .. } | Output::Docker { options, .. }) = &self.output
