@@ -84,8 +84,25 @@ pub(crate) struct ImageOptions {
 /// How an output is given.
 const OUTPUT_FORM: &str = "write `-o type=oci,dest=FILE`; types are image, oci, docker, local, tar and cacheonly";
 
-/// Parses all `--output` flags. Without any, the result goes to the local store under `tags`.
-pub(crate) fn parse_all(specs: &[String], tags: &[ImageRef]) -> Result<Vec<Output>, Failure> {
+/// Parses all `--output` flags. Without any, the result goes to the local store under `tags`. Images get `annotations`.
+pub(crate) fn parse_all(
+    specs: &[String],
+    tags: &[ImageRef],
+    annotations: &Annotations,
+) -> Result<Vec<Output>, Failure> {
+    let mut outputs = parse_specs(specs, tags)?;
+    if annotations.is_empty() {
+        return Ok(outputs);
+    }
+    let mut images = outputs.iter_mut().filter_map(Output::image_options).peekable();
+    if images.peek().is_none() {
+        return Err(Failure::usage("--annotation needs an output that is an image"));
+    }
+    images.try_for_each(|options| options.annotate(annotations))?;
+    Ok(outputs)
+}
+
+fn parse_specs(specs: &[String], tags: &[ImageRef]) -> Result<Vec<Output>, Failure> {
     if specs.is_empty() {
         return Ok(vec![Output::Image(ImageOptions { names: tags.to_vec(), ..ImageOptions::default() })]);
     }
@@ -114,6 +131,13 @@ impl Output {
         )
     }
 
+    fn image_options(&mut self) -> Option<&mut ImageOptions> {
+        match self {
+            Self::Image(options) | Self::Oci { options, .. } | Self::Docker { options, .. } => Some(options),
+            Self::Local { .. } | Self::Tar { .. } | Self::CacheOnly => None,
+        }
+    }
+
     /// As written after `type=`.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
@@ -124,6 +148,17 @@ impl Output {
             Self::Tar { .. } => "tar",
             Self::CacheOnly => "cacheonly",
         }
+    }
+}
+
+impl ImageOptions {
+    fn annotate(&mut self, annotations: &Annotations) -> Result<(), Failure> {
+        self.annotations.extend(annotations);
+        if self.docker_types && !self.annotations.is_empty() {
+            return Err(Failure::usage("cannot export annotations with \"oci-mediatypes=false\"")
+                .help("documents of Docker's media types have none: leave out one of the two"));
+        }
+        Ok(())
     }
 }
 
@@ -238,20 +273,17 @@ fn image_options(attributes: &mut BTreeMap<String, String>, tags: &[ImageRef]) -
     let annotations: Vec<String> = attributes.keys().filter(|key| is_annotation(key)).cloned().collect();
     let annotations = annotations.into_iter().filter_map(|key| attributes.remove_entry(&key));
     let annotations = Annotations::parse(annotations)?;
-    let docker_types = flag(attributes, "oci-mediatypes")? == Some(false);
-    if docker_types && !annotations.is_empty() {
-        return Err(Failure::usage("cannot export annotations with \"oci-mediatypes=false\"")
-            .help("documents of Docker's media types have none: leave out one of the two"));
-    }
-    Ok(ImageOptions {
+    let mut options = ImageOptions {
         names,
         codec: codec(kind.as_deref(), level.as_deref())?,
         force_compression: flag(attributes, "force-compression")?.unwrap_or(false),
-        docker_types,
-        annotations,
+        docker_types: flag(attributes, "oci-mediatypes")? == Some(false),
+        annotations: Annotations::default(),
         rewrite_timestamp: explicit_flag(attributes, "rewrite-timestamp")?.unwrap_or(false),
         epoch: epoch(attributes)?,
-    })
+    };
+    options.annotate(&annotations)?;
+    Ok(options)
 }
 
 fn codec(kind: Option<&str>, level: Option<&str>) -> Result<Option<cache::Codec>, Failure> {

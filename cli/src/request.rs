@@ -8,6 +8,7 @@ use oci::{ImageRef, Platform};
 use solver::plan::{ContextKind, GitUrl};
 use solver::{ExtraHost, NetworkMode, Ulimit};
 
+use crate::annotations::Annotations;
 use crate::args::BuildArgs;
 use crate::call::Call;
 use crate::csv;
@@ -145,7 +146,7 @@ impl BuildRequest {
             target: args.target,
             build_args,
             platforms: platforms(&args.platforms, &mut warnings)?,
-            outputs: output::parse_all(&args.outputs, &tags)?,
+            outputs: output::parse_all(&args.outputs, &tags, &Annotations::parse_flags(&args.annotations)?)?,
             labels: args.labels.iter().map(|label| key_value(label)).collect(),
             iidfile: args.iidfile,
             metadata_file: args.metadata_file,
