@@ -276,9 +276,7 @@ pub(crate) fn platform(text: &str) -> Result<Platform, Failure> {
     if let Some(name) = mistakes::nearest(&format!("linux/{text}"), COMMON_PLATFORMS) {
         return Err(failure.help(format!("did you mean {name}?")));
     }
-    Err(failure
-        .help("platforms look like linux/amd64, linux/arm64 or linux/arm/v7; `local` is this machine's")
-        .help("several are separated by commas: --platform linux/amd64,linux/arm64"))
+    Err(failure.help("platforms look like linux/amd64 or linux/arm/v7; several: --platform linux/amd64,linux/arm64"))
 }
 
 fn key_value(text: &str) -> (String, String) {
