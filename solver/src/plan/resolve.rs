@@ -65,9 +65,13 @@ pub(super) struct Finder<'a> {
     resolver: &'a dyn Resolver,
     progress: &'a Progress,
     multi_platform: bool,
-    answers: Mutex<HashMap<Wanted, Arc<OnceCell<Answer>>>>,
-    times: Mutex<HashMap<Vec<Arc<Op>>, Arc<OnceCell<Time>>>>,
+    answers: Asked<Wanted, Answer>,
+    /// By what has to be done for the files.
+    times: Asked<Vec<Arc<Op>>, Time>,
 }
+
+/// Questions that have been asked, each with its answer as soon as there is one.
+type Asked<Q, A> = Mutex<HashMap<Q, Arc<OnceCell<A>>>>;
 
 /// The time of files that lie elsewhere.
 type Time = Result<Option<i64>, OpError>;
