@@ -1,4 +1,5 @@
-//! Annotations of images, as attributes of outputs: `annotation[-TYPE][[PLATFORM]].KEY=VALUE` (`spec/engine.md` §1.7).
+//! Annotations of images: attributes of outputs, `annotation[-TYPE][[PLATFORM]].KEY=VALUE`, and flags for all outputs,
+//! `--annotation [TYPE[PLATFORM][,TYPE…]:]KEY=VALUE` (`spec/engine.md` §1.7).
 
 use executor::export::{ImageAnnotations, IndexAnnotations};
 use oci::Platform;
@@ -13,6 +14,9 @@ const PREFIX: &str = "annotation";
 const FORM: &str = "write `annotation.KEY=VALUE`, or with what it is for: `annotation-index.KEY`, \
                     `annotation-manifest[linux/amd64].KEY`; types are manifest, index, manifest-descriptor and \
                     index-descriptor";
+
+/// How such a flag is written.
+const FLAG_FORM: &str = "write `--annotation KEY=VALUE`, or with what it is for: `--annotation index:KEY=VALUE`";
 
 /// The document that an annotation is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,9 +50,33 @@ impl Annotations {
     /// Reads attributes that are annotations.
     pub(crate) fn parse(attributes: impl IntoIterator<Item = (String, String)>) -> Result<Self, Failure> {
         let parsed = attributes.into_iter().map(|(attribute, value)| Annotation::parse(&attribute, value));
-        let mut list = parsed.collect::<Result<Vec<_>, _>>()?;
-        list.sort_by_key(|annotation| annotation.platform.is_some());
-        Ok(Self(list))
+        let mut annotations = Self(parsed.collect::<Result<_, _>>()?);
+        annotations.sort();
+        Ok(annotations)
+    }
+
+    /// Reads flags. A flag with several types is an annotation for each.
+    pub(crate) fn parse_flags(flags: &[String]) -> Result<Self, Failure> {
+        let mut attributes = Vec::new();
+        for flag in flags {
+            let (key, value) = flag.split_once('=').ok_or_else(|| {
+                Failure::usage(format!("invalid annotation \"{flag}\", expected key=value")).help(FLAG_FORM)
+            })?;
+            let (types, key) = key.split_once(':').unwrap_or(("manifest", key));
+            let attribute = |kind: &str| (format!("{PREFIX}-{kind}.{key}"), value.to_owned());
+            attributes.extend(types.split(',').map(attribute));
+        }
+        Self::parse(attributes)
+    }
+
+    /// Adds annotations, which win over those of the same key and place.
+    pub(crate) fn extend(&mut self, more: &Self) {
+        self.0.extend(more.0.iter().cloned());
+        self.sort();
+    }
+
+    fn sort(&mut self) {
+        self.0.sort_by_key(|annotation| annotation.platform.is_some());
     }
 
     /// Whether there is none.
@@ -64,8 +92,8 @@ impl Annotations {
                 .help("annotate the manifest: `annotation.KEY=VALUE`; several platforms make an index"));
         }
         let of_images = self.0.iter().filter(|annotation| !of_index(annotation));
-        let unknown = of_images.filter_map(|annotation| annotation.platform.as_ref());
-        match unknown.filter(|platform| !platforms.contains(platform)).next() {
+        let mut named = of_images.filter_map(|annotation| annotation.platform.as_ref());
+        match named.find(|platform| !platforms.contains(platform)) {
             None => Ok(()),
             Some(unknown) => {
                 let built: Vec<String> = platforms.iter().map(ToString::to_string).collect();
@@ -164,6 +192,24 @@ mod tests {
         assert_eq!(message(&[&amd64], true), Err(missing.to_owned()));
         let single = "index annotations not supported for single platform export";
         assert_eq!(message(&[&arm64], false), Err(single.to_owned()));
+    }
+
+    #[test]
+    fn flags_are_for_manifests_unless_they_say_otherwise_and_win() {
+        let flags =
+            |texts: &[&str]| Annotations::parse_flags(&texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
+        let arm64 = Platform::new("linux", "arm64", None);
+        let mut annotations = parse(&[("annotation.url", "old"), ("annotation.kept", "1")]).expect("valid");
+        let more =
+            ["url=https://x/?a=b", "index,manifest-descriptor[linux/arm64]:both=2", "manifest[linux/s390x]:no=3"];
+        annotations.extend(&flags(&more).expect("valid"));
+        let of_image = annotations.of_image(&arm64);
+        let manifest: Vec<(&str, &str)> = of_image.manifest.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(manifest, [("kept", "1"), ("url", "https://x/?a=b")]);
+        assert_eq!((&of_image.descriptor["both"][..], &annotations.of_index().index["both"][..]), ("2", "2"));
+        for text in ["novalue", "layer:k=v", "index[:k=v", ":k=v", "=v"] {
+            assert!(flags(&[text]).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -110,6 +110,9 @@ pub(crate) struct BuildArgs {
     /// Label of the image (repeatable)
     #[arg(long = "label", value_name = "K=V", action = ArgAction::Append)]
     pub(crate) labels: Vec<String>,
+    /// Annotation of the image: `KEY=VALUE`, `index:KEY=VALUE`, `manifest[linux/amd64]:KEY=VALUE` (repeatable)
+    #[arg(long = "annotation", value_name = "[TYPE:]K=V", action = ArgAction::Append)]
+    pub(crate) annotations: Vec<String>,
     /// Write the image ID to a file
     #[arg(long, value_name = "FILE")]
     pub(crate) iidfile: Option<PathBuf>,

@@ -98,27 +98,61 @@ pub(crate) struct PushOptions {
 const OUTPUT_FORM: &str =
     "write `-o type=oci,dest=FILE`; types are image, registry, oci, docker, local, tar and cacheonly";
 
-/// Parses all `--output` flags. Without any, the result goes to the local store under `tags`, or with `push` (`--push`)
-/// to their registries alone; with it, images that were to go to the local store go to both.
-pub(crate) fn parse_all(specs: &[String], tags: &[ImageRef], push: bool) -> Result<Vec<Output>, Failure> {
-    let named = ImageOptions { names: tags.to_vec(), ..ImageOptions::default() };
-    if specs.is_empty() && !push {
-        return Ok(vec![Output::Image(named)]);
-    }
-    let mut outputs = specs.iter().map(|spec| parse(spec, tags)).collect::<Result<Vec<_>, _>>()?;
+/// Parses all `--output` flags. Without any, the result goes to the local store under `tags`; or with `push` (`--push`) to
+/// the registries of those names alone, while images that were to go to the local store go to both. Images get
+/// `annotations`.
+pub(crate) fn parse_all(
+    specs: &[String],
+    tags: &[ImageRef],
+    push: bool,
+    annotations: &Annotations,
+) -> Result<Vec<Output>, Failure> {
+    let mut outputs = parse_specs(specs, tags, push)?;
     if push {
-        let mut images = outputs.iter_mut().filter_map(Output::as_image).peekable();
-        if images.peek().is_none() {
-            outputs.push(Output::Image(ImageOptions { is_unnamed: true, push: Some(PushOptions::default()), ..named }));
-        } else {
-            images.for_each(|options| options.push = options.push.or_else(|| Some(PushOptions::default())));
-        }
+        push_images(&mut outputs, tags);
     }
-    if outputs.iter_mut().filter_map(Output::as_image).any(|options| options.push.is_some() && options.names.is_empty())
-    {
+    let is_nameless = |options: &ImageOptions| options.push.is_some() && options.names.is_empty();
+    if outputs.iter_mut().filter_map(Output::image_options).any(|options| is_nameless(options)) {
         return Err(Failure::usage("tag is needed when pushing to registry")
             .help("name the image: `-t registry.example.com/team/app:1.0`"));
     }
+    if annotations.is_empty() {
+        return Ok(outputs);
+    }
+    let mut images = outputs.iter_mut().filter_map(Output::image_options).peekable();
+    if images.peek().is_none() {
+        return Err(Failure::usage("--annotation needs an output that is an image"));
+    }
+    images.try_for_each(|options| options.annotate(annotations))?;
+    Ok(outputs)
+}
+
+/// What `--push` makes of outputs: those that are images of the store are pushed as well; without one, there is one more.
+fn push_images(outputs: &mut Vec<Output>, tags: &[ImageRef]) {
+    let push = Some(PushOptions::default());
+    let mut is_pushed = false;
+    for output in outputs.iter_mut() {
+        if let Output::Image(options) = output {
+            options.push = options.push.or(push);
+            is_pushed = true;
+        }
+    }
+    if !is_pushed {
+        outputs.push(Output::Image(ImageOptions {
+            names: tags.to_vec(),
+            push,
+            is_unnamed: true,
+            ..ImageOptions::default()
+        }));
+    }
+}
+
+fn parse_specs(specs: &[String], tags: &[ImageRef], push: bool) -> Result<Vec<Output>, Failure> {
+    if specs.is_empty() {
+        let local = Output::Image(ImageOptions { names: tags.to_vec(), ..ImageOptions::default() });
+        return Ok(if push { Vec::new() } else { vec![local] });
+    }
+    let outputs = specs.iter().map(|spec| parse(spec, tags)).collect::<Result<Vec<_>, _>>()?;
     let stdouts = outputs.iter().filter(|output| output.is_stdout()).count();
     if stdouts > 1 {
         return Err(Failure::usage("multiple outputs configured to write to stdout"));
@@ -153,10 +187,10 @@ impl Output {
         }
     }
 
-    fn as_image(&mut self) -> Option<&mut ImageOptions> {
+    fn image_options(&mut self) -> Option<&mut ImageOptions> {
         match self {
-            Self::Image(options) => Some(options),
-            _ => None,
+            Self::Image(options) | Self::Oci { options, .. } | Self::Docker { options, .. } => Some(options),
+            Self::Local { .. } | Self::Tar { .. } | Self::CacheOnly => None,
         }
     }
 
@@ -170,6 +204,17 @@ impl Output {
             Self::Tar { .. } => "tar",
             Self::CacheOnly => "cacheonly",
         }
+    }
+}
+
+impl ImageOptions {
+    fn annotate(&mut self, annotations: &Annotations) -> Result<(), Failure> {
+        self.annotations.extend(annotations);
+        if self.docker_types && !self.annotations.is_empty() {
+            return Err(Failure::usage("cannot export annotations with \"oci-mediatypes=false\"")
+                .help("documents of Docker's media types have none: leave out one of the two"));
+        }
+        Ok(())
     }
 }
 
@@ -326,22 +371,19 @@ fn image_options(attributes: &mut BTreeMap<String, String>, tags: &[ImageRef]) -
     let annotations: Vec<String> = attributes.keys().filter(|key| is_annotation(key)).cloned().collect();
     let annotations = annotations.into_iter().filter_map(|key| attributes.remove_entry(&key));
     let annotations = Annotations::parse(annotations)?;
-    let docker_types = flag(attributes, "oci-mediatypes")? == Some(false);
-    if docker_types && !annotations.is_empty() {
-        return Err(Failure::usage("cannot export annotations with \"oci-mediatypes=false\"")
-            .help("documents of Docker's media types have none: leave out one of the two"));
-    }
-    Ok(ImageOptions {
+    let mut options = ImageOptions {
         names,
         codec: codec(kind.as_deref(), level.as_deref())?,
         force_compression: flag(attributes, "force-compression")?.unwrap_or(false),
-        docker_types,
-        annotations,
+        docker_types: flag(attributes, "oci-mediatypes")? == Some(false),
+        annotations: Annotations::default(),
         push: None,
         is_unnamed: false,
         rewrite_timestamp: explicit_flag(attributes, "rewrite-timestamp")?.unwrap_or(false),
         epoch: epoch(attributes)?,
-    })
+    };
+    options.annotate(&annotations)?;
+    Ok(options)
 }
 
 /// What `compression` and `compression-level` say; `None` when they say nothing.

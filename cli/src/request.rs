@@ -8,6 +8,7 @@ use oci::{ImageRef, Platform};
 use solver::plan::{ContextKind, GitUrl, is_http};
 use solver::{ExtraHost, NetworkMode, Ulimit};
 
+use crate::annotations::Annotations;
 use crate::args::BuildArgs;
 use crate::call::Call;
 use crate::csv;
@@ -148,7 +149,7 @@ impl BuildRequest {
             target: args.target,
             build_args,
             platforms: platforms(&args.platforms, &mut warnings)?,
-            outputs: output::parse_all(&args.outputs, &tags, args.push)?,
+            outputs: output::parse_all(&args.outputs, &tags, args.push, &Annotations::parse_flags(&args.annotations)?)?,
             labels: args.labels.iter().map(|label| key_value(label)).collect(),
             iidfile: args.iidfile,
             metadata_file: args.metadata_file,
@@ -278,9 +279,7 @@ pub(crate) fn platform(text: &str) -> Result<Platform, Failure> {
     if let Some(name) = mistakes::nearest(&format!("linux/{text}"), COMMON_PLATFORMS) {
         return Err(failure.help(format!("did you mean {name}?")));
     }
-    Err(failure
-        .help("platforms look like linux/amd64, linux/arm64 or linux/arm/v7; `local` is this machine's")
-        .help("several are separated by commas: --platform linux/amd64,linux/arm64"))
+    Err(failure.help("platforms look like linux/amd64 or linux/arm/v7; several: --platform linux/amd64,linux/arm64"))
 }
 
 fn key_value(text: &str) -> (String, String) {

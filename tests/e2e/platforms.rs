@@ -45,7 +45,9 @@ fn one_build_gives_an_index_and_what_is_equal_is_done_once() {
     need!(Need::Root, Need::Program("busybox"), Need::Program("skopeo"));
     let space = space();
     let layout = "type=oci,tar=false,dest=layout,annotation-index.org.example=x";
-    let outputs = ["-o", "type=oci,dest=app.tar", "-o", layout, "-o", "files", "-t", "app:1.0"];
+    let for_one = format!("manifest-descriptor[linux/{}]:one=1", ARCHITECTURES[1]);
+    let outputs =
+        ["-o", "type=oci,dest=app.tar", "-o", layout, "-o", "files", "-t", "app:1.0", "--annotation", &for_one];
     let ran = space.rbuild(["--progress=plain", "--platform", &both(), "."].iter().chain(&outputs));
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     let [own, other] = ARCHITECTURES;
@@ -67,6 +69,8 @@ fn one_build_gives_an_index_and_what_is_equal_is_done_once() {
         let listed: Vec<_> =
             listed.map(|entry| (&entry["platform"]["os"], &entry["platform"]["architecture"])).collect();
         assert_eq!(listed, [(&"linux".into(), &own.into()), (&"linux".into(), &other.into())], "{form}");
+        let annotated = [0, 1].map(|number: usize| index["manifests"][number]["annotations"]["one"] == "1");
+        assert_eq!(annotated, [false, true], "{form}");
         // A copy reads every byte and compares every digest.
         let name = form.replace([':', '.'], "-");
         skopeo(&space, &["copy", "-q", "--all", form, &format!("dir:all-{name}")]);

@@ -73,11 +73,11 @@ impl ImageDocuments {
         &self.parsed.config.digest
     }
 
-    /// A descriptor of the manifest, with platform.
+    /// A descriptor of the manifest, with the platform if that is known.
     pub fn descriptor(&self) -> Descriptor {
         let media_type = self.parsed.media_type.as_deref().unwrap_or(media_type::OCI_MANIFEST);
         Descriptor {
-            platform: Some(self.platform.clone()),
+            platform: Some(&self.platform).filter(|it| !it.os.is_empty() && !it.architecture.is_empty()).cloned(),
             annotations: self.annotations.clone(),
             ..Descriptor::new(media_type, Digest::of(&self.manifest), self.manifest.len() as u64)
         }

@@ -46,8 +46,8 @@ fn check_directory(parts: &[Part<'_>]) -> Result<(), ExportError> {
             if !is_same(&found[0], &(*part, *node), name)? {
                 return Err(ExportError::Overwritten {
                     path: part.dir.path().join(name).to_string_lossy().trim_start_matches('/').to_owned(),
-                    first: found[0].0.placed.platform.clone(),
-                    second: part.placed.platform.clone(),
+                    first: found[0].0.placed.platform.to_string(),
+                    second: part.placed.platform.to_string(),
                 });
             }
             let dir = if node.kind == NodeKind::Dir { part.dir.child_dir(name)? } else { None };
@@ -112,8 +112,11 @@ mod tests {
         PlacedRoot { platform: Platform::new("linux", architecture, None), root, is_apart: false, epoch: None }
     }
 
+    /// Puts something into a directory.
+    type Make<'a> = &'a dyn Fn(&Path);
+
     /// What is said of two trees, each made by one of the functions.
-    fn said(make: [&dyn Fn(&Path); 2]) -> Result<(), String> {
+    fn said(make: [Make<'_>; 2]) -> Result<(), String> {
         let temp = tempfile::tempdir().expect("temp dir");
         let roots = ["amd64", "arm64"].iter().zip(make).map(|(architecture, make)| {
             let tree = temp.path().join(architecture);
@@ -140,7 +143,7 @@ mod tests {
         let nothing = |_: &Path| ();
         let (one, same, other, open) = (file("1", 0o644), file("1", 0o644), file("2", 0o644), file("1", 0o666));
         let directory = |dir: &Path| std::fs::create_dir(dir.join("f")).expect("directory");
-        let cases: [([&dyn Fn(&Path); 2], bool); 9] = [
+        let cases: [([Make<'_>; 2], bool); 9] = [
             ([&nothing, &one], true),
             ([&one, &same], true),
             ([&directory, &directory], true),

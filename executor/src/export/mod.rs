@@ -69,10 +69,10 @@ pub enum ExportError {
     Overwritten {
         /// Inside the root, without a slash in front.
         path: String,
-        /// The platform that came first.
-        first: Platform,
+        /// The platform that came first, as shown.
+        first: String,
         /// The other.
-        second: Platform,
+        second: String,
     },
     /// The store failed.
     #[error(transparent)]

@@ -9,10 +9,10 @@ use super::from::From;
 use super::git_url::{self, GitUrl, is_http};
 use super::remote::{self, RemoteFiles, UrlNames};
 use super::request::{ContextKind, PlanRequest, Purpose};
+use super::resolve::Finder;
 use super::scope::{EPOCH, Env, Globals};
 use super::stages::SCRATCH;
 use crate::op::GitOp;
-use crate::traits::Resolver;
 
 /// The name of the main context, which no other context can have.
 pub(super) const MAIN_CONTEXT: &str = "context";
@@ -33,7 +33,7 @@ enum Named {
     Remote(RemoteFiles),
 }
 
-/// Finds the time. Sources whose time is wanted are fetched by `resolver`, unless nothing is to be done at all.
+/// Finds the time. Sources whose time is wanted are fetched through `finder`, unless nothing is to be done at all.
 ///
 /// # Errors
 /// A value that means nothing, a stage that cannot give a time, a source that cannot be had.
@@ -42,7 +42,7 @@ pub(super) async fn resolve(
     froms: &[From],
     globals: &Globals,
     expander: &Expander,
-    resolver: &dyn Resolver,
+    finder: &Finder<'_>,
 ) -> Result<Epoch, PlanError> {
     let given = globals.setting(EPOCH).or_else(|| globals.env.get(EPOCH));
     let Some(text) = given.filter(|text| !text.is_empty()) else { return Ok(Epoch::default()) };
@@ -61,9 +61,7 @@ pub(super) async fn resolve(
             .help("give seconds since 1970, `context`, or the name of a context or stage"));
     };
     let seconds = match named {
-        Named::Remote(source) if request.purpose == Purpose::Build => {
-            resolver.newest_time(&source.graph, source.files).await?
-        }
+        Named::Remote(source) if request.purpose == Purpose::Build => finder.newest_time(&source).await?,
         Named::Remote(_) | Named::Here => None,
     };
     Ok(Epoch { seconds, context })

@@ -1,7 +1,7 @@
 //! Finds everything that is not in the Dockerfile: base images and named contexts. Metadata only; nothing is fetched.
 //!
-//! All images of a round are asked for at once, and each only once for a plan, however many stages and platforms name
-//! it. Spec: `spec/dockerfile.md` §4.2, §4.7.
+//! All images of a round are asked for at once, and everything only once for a plan, however many stages and platforms
+//! name it. Spec: `spec/dockerfile.md` §4.2, §4.7.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,9 +13,11 @@ use tokio::sync::OnceCell;
 
 use super::contexts::{self, Found, NamedContext};
 use super::error::PlanError;
+use super::remote::RemoteFiles;
 use super::request::PlanRequest;
 use super::stages::SCRATCH;
 use crate::error::OpError;
+use crate::op::Op;
 use crate::progress::{Outcome, Progress, Step};
 use crate::traits::{ResolvedImage, Resolver};
 
@@ -63,8 +65,16 @@ pub(super) struct Finder<'a> {
     resolver: &'a dyn Resolver,
     progress: &'a Progress,
     multi_platform: bool,
-    answers: Mutex<HashMap<Wanted, Arc<OnceCell<Answer>>>>,
+    answers: Asked<Wanted, Answer>,
+    /// By what has to be done for the files.
+    times: Asked<Vec<Arc<Op>>, Time>,
 }
+
+/// Questions that have been asked, each with its answer as soon as there is one.
+type Asked<Q, A> = Mutex<HashMap<Q, Arc<OnceCell<A>>>>;
+
+/// The time of files that lie elsewhere.
+type Time = Result<Option<i64>, OpError>;
 
 impl<'a> Finder<'a> {
     pub(super) fn new(
@@ -73,12 +83,20 @@ impl<'a> Finder<'a> {
         progress: &'a Progress,
         multi_platform: bool,
     ) -> Self {
-        Self { request, resolver, progress, multi_platform, answers: Mutex::default() }
+        Self { request, resolver, progress, multi_platform, answers: Mutex::default(), times: Mutex::default() }
     }
 
-    /// Who is asked.
-    pub(super) fn resolver(&self) -> &'a dyn Resolver {
-        self.resolver
+    /// The time of the newest of some files.
+    ///
+    /// # Errors
+    /// They cannot be had.
+    pub(super) async fn newest_time(&self, source: &RemoteFiles) -> Time {
+        let ops = source.graph.ids().map(|id| source.graph.vertex(id).op.clone()).collect();
+        let cell = {
+            let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+            times.entry(ops).or_default().clone()
+        };
+        cell.get_or_init(|| self.resolver.newest_time(&source.graph, source.files)).await.clone()
     }
 
     /// Finds all of `wanted` that `origins` does not have yet. `stage_names` are for suggestions.

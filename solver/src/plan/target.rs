@@ -94,7 +94,7 @@ impl<'a> Target<'a> {
         let defaults = Globals::evaluate(file, request, &platform, &Default::default()).ok();
         let froms = from::evaluate(file, request, &globals, defaults.as_ref(), findings)?;
         let expander = Expander::new(file.directives.escape);
-        let epoch = epoch::resolve(request, &froms, &globals, &expander, finder.resolver()).await?;
+        let epoch = epoch::resolve(request, &froms, &globals, &expander, finder).await?;
         globals.set_epoch(epoch.seconds);
         let stages = Stages::connect(froms, request, &platform)?;
         let mut target = Self {

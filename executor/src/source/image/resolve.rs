@@ -22,7 +22,7 @@ enum Missing {
     Blob(Digest),
     /// BuildKit's words; who reads them is told the platforms besides.
     #[error("no match for platform in manifest: not found")]
-    Platform { wanted: Platform, known: Vec<String> },
+    Platform { wanted: String, known: Vec<String> },
     #[error("`{digest}` is no usable {kind}: {reason}")]
     Document { digest: Digest, kind: &'static str, reason: String },
 }
@@ -293,7 +293,7 @@ fn answer(error: &Missing) -> Option<String> {
 
 fn no_match(index: &Index, wanted: &Platform) -> Missing {
     let known = image_platforms(index).map(Platform::to_string).collect();
-    Missing::Platform { wanted: wanted.clone(), known }
+    Missing::Platform { wanted: wanted.to_string(), known }
 }
 
 /// `a, b and c`; images of an index that has none are for no platform.

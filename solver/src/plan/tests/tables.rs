@@ -270,6 +270,7 @@ fn epochs_of_directories_are_unset_and_of_remote_sources_their_time() {
     assert_eq!(plan.images[0].epoch, None);
     assert_eq!(plan.images[0].config.config.labels["e"], "[]");
 
+    request.platforms = vec![amd64(), Platform::new("linux", "arm64", None)];
     let url = ContextKind::Http("http://h.test/x".to_owned());
     let git = ContextKind::parse_remote("http://h.test/r.git", false).unwrap().unwrap();
     for (kind, n_vertices) in [(url, 2), (git, 1)] {
@@ -278,7 +279,7 @@ fn epochs_of_directories_are_unset_and_of_remote_sources_their_time() {
         let plan = fake::run(&request, &images).0.unwrap();
         assert_eq!(plan.images[0].epoch, Some(fake::TIME));
         assert_eq!(plan.images[0].config.config.labels["e"], format!("[{}]", fake::TIME));
-        // What was made for the time is what the plan copies from.
+        // Once for both platforms; what was made for the time is what the plan copies from.
         let timed = images.timed.lock().unwrap();
         let planned: Vec<&Op> = plan.graph.ids().map(|id| &*plan.graph.vertex(id).op).collect();
         assert_eq!(timed.iter().collect::<Vec<_>>(), planned[..n_vertices]);
