@@ -31,6 +31,9 @@ struct Entry {
     /// Beginnings of the versions of engines that differ; none for all engines.
     #[serde(default)]
     engines: Vec<String>,
+    /// Whether the difference need not be there each time.
+    #[serde(default)]
+    sometimes: bool,
     #[serde(skip)]
     is_used: bool,
 }
@@ -88,7 +91,7 @@ impl Known {
             let mut about = all.iter().filter(|case| matches(&entry.case, &case.name));
             about.all(|case| ran.iter().any(|ran| ran.name == case.name))
         };
-        let idle = self.entries.iter().filter(|entry| !entry.is_used && is_judged(entry));
+        let idle = self.entries.iter().filter(|entry| !entry.is_used && !entry.sometimes && is_judged(entry));
         idle.map(|entry| format!("{} at {}", entry.case, entry.at)).collect()
     }
 }
