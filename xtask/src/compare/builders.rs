@@ -54,6 +54,11 @@ impl Builders {
         })
     }
 
+    /// The directory of a batch of cases.
+    pub(crate) fn dir(&self, batch: usize) -> PathBuf {
+        self.scratch.join(batch.to_string())
+    }
+
     /// Builds some cases by both, in copies of their folders below `dir`. Their images leave the engine together: what they
     /// have in common is written once. A failure that is not a build's is a difference, too.
     pub(crate) fn compare(&self, cases: &[Case], dir: &Path) -> Vec<Verdict> {

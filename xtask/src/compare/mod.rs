@@ -106,33 +106,10 @@ fn run(selection: &Selection, engine: Engine, rbuild: &Path, scratch: &Path) -> 
     let all = cases::discover(true)?;
     let mut known = Known::read(&version)?;
     known.check_cases(&all)?;
-    let chosen: Vec<Case> = cases::discover(selection.all)?
-        .into_iter()
-        .filter(|case| selection.names.is_empty() || selection.names.iter().any(|name| case.name.contains(name)))
-        .collect();
-    if chosen.is_empty() {
-        bail!("no case has such a name; those that take long need --all");
-    }
+    let chosen = choose(selection)?;
     let begin = Instant::now();
     let builders = Builders::new(rbuild, engine, scratch)?;
-    let report = Mutex::new(Report { known: &mut known, pending: BTreeMap::new(), next: 0, tally: Tally::default() });
-    let batches = Mutex::new(chosen.chunks(BATCH).enumerate());
-    let take = || batches.lock().expect("no thread panics").next();
-    std::thread::scope(|scope| {
-        for _ in 0..THREADS {
-            scope.spawn(|| {
-                while let Some((index, cases)) = take() {
-                    let dir = scratch.join(index.to_string());
-                    let verdicts = builders.compare(cases, &dir);
-                    if !selection.keep {
-                        drop(std::fs::remove_dir_all(&dir));
-                    }
-                    report.lock().expect("no thread panics").add(index, cases, verdicts);
-                }
-            });
-        }
-    });
-    let tally = report.into_inner().expect("no thread panics").tally;
+    let tally = run_all(selection, &chosen, &builders, &mut known);
     let idle = known.idle(&all, &chosen);
     idle.iter().for_each(|entry| say(&format!("known.toml: {entry}: no longer occurs")));
     if selection.keep {
@@ -149,6 +126,37 @@ fn run(selection: &Selection, engine: Engine, rbuild: &Path, scratch: &Path) -> 
         bail!("the images are not as known.toml says");
     }
     Ok(())
+}
+
+fn choose(selection: &Selection) -> Result<Vec<Case>> {
+    let mut cases = cases::discover(selection.all)?;
+    cases.retain(|case| selection.names.is_empty() || selection.names.iter().any(|name| case.name.contains(name)));
+    if cases.is_empty() {
+        bail!("no case has such a name; those that take long need --all");
+    }
+    Ok(cases)
+}
+
+/// Compares all, some at once.
+fn run_all(selection: &Selection, chosen: &[Case], builders: &Builders, known: &mut Known) -> Tally {
+    let report = Mutex::new(Report { known, pending: BTreeMap::new(), next: 0, tally: Tally::default() });
+    let batches = Mutex::new(chosen.chunks(BATCH).enumerate());
+    let take = || batches.lock().expect("no thread panics").next();
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                while let Some((index, cases)) = take() {
+                    let dir = builders.dir(index);
+                    let verdicts = builders.compare(cases, &dir);
+                    if !selection.keep {
+                        drop(std::fs::remove_dir_all(&dir));
+                    }
+                    report.lock().expect("no thread panics").add(index, cases, verdicts);
+                }
+            });
+        }
+    });
+    report.into_inner().expect("no thread panics").tally
 }
 
 /// How many cases ended how.
