@@ -1,12 +1,12 @@
 //! Images that rbuild writes, judged by the programs that will read them.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
+use e2e::engine::Engine;
 use serde_json::Value;
 
-use crate::harness::{Need, Ran, Space, find_program, succeed};
+use crate::harness::{Need, Ran, Space, succeed};
 use crate::need;
 
 /// Name of the image in every archive.
@@ -163,19 +163,25 @@ fn docker_loads_and_runs() {
     need!(Need::Root, Need::Program("busybox"), Need::Program("dockerd"), Need::Program("docker"));
     let space = judged();
     let inspected = space.inspect(NAME);
-    let Some(engine) = DockerEngine::start(&space) else { return };
-    engine.docker(&["load", "-q", "-i", "docker.tar"]).success();
-    let theirs = json(&engine.docker(&["image", "inspect", "judged:1"]).success());
+    let engine = match Engine::start(&space.path("docker")) {
+        Ok(engine) => engine,
+        Err(reason) => return crate::harness::note(&format!("skipped docker: {reason}")),
+    };
+    let docker = |args: &[&str]| {
+        Ran::of(engine.client().args(args).current_dir(space.path("")).output().expect("docker starts"))
+    };
+    docker(&["load", "-q", "-i", "docker.tar"]).success();
+    let theirs = json(&docker(&["image", "inspect", "judged:1"]).success());
     check_inspection(&theirs[0], &inspected);
     assert_eq!(theirs[0]["Id"], inspected["Id"]);
-    let ran = engine.docker(&["run", "--rm", "--network=host", "judged:1"]);
+    let ran = docker(&["run", "--rm", "--network=host", "judged:1"]);
     if ran.code == 125 {
         crate::harness::note(&format!("docker runs no containers on this machine: {}", ran.stderr.trim()));
     } else {
         assert_eq!(ran.success(), "b 12 /w\n");
     }
     // What docker writes again is the same image.
-    engine.docker(&["save", "-o", "saved.tar", "judged:1"]).success();
+    docker(&["save", "-o", "saved.tar", "judged:1"]).success();
     let manifest =
         json(&succeed(Command::new("tar").current_dir(space.path("")).args(["-xOf", "saved.tar", "manifest.json"])));
     let config = manifest[0]["Config"].as_str().expect("name").to_owned();
@@ -206,67 +212,4 @@ fn check_same(left: &str, right: &str) {
         one.lines().filter(|line| !known.contains(line)).map(str::to_owned).collect::<Vec<_>>()
     };
     assert_eq!(only_in(left, right), only_in(right, left));
-}
-
-/// A docker engine of the test's own.
-struct DockerEngine {
-    engine: Child,
-    socket: PathBuf,
-    dir: PathBuf,
-}
-
-impl DockerEngine {
-    /// `None`, with a note, when it does not start on this machine.
-    fn start(space: &Space) -> Option<Self> {
-        let dir = space.path("docker");
-        std::fs::create_dir(&dir).expect("directory");
-        // Paths of sockets are short.
-        let socket = std::env::temp_dir().join(format!("rbuild-e2e-{}.sock", std::process::id()));
-        let engine = Command::new(find_program("dockerd").expect("asked for with need!"))
-            .arg("--data-root")
-            .arg(dir.join("data"))
-            .arg("--exec-root")
-            .arg(dir.join("exec"))
-            .arg("--pidfile")
-            .arg(dir.join("pid"))
-            .arg("-H")
-            .arg(format!("unix://{}", socket.display()))
-            .args(["--iptables=false", "--ip6tables=false", "--bridge=none"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(dir.join("log")).expect("log"))
-            .spawn()
-            .expect("dockerd starts");
-        let mut this = Self { engine, socket, dir: space.path("") };
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while this.docker(&["version"]).code != 0 {
-            let has_ended = this.engine.try_wait().expect("wait").is_some();
-            if has_ended || Instant::now() > deadline {
-                let log = std::fs::read_to_string(dir.join("log")).unwrap_or_default();
-                let reason = log.lines().next_back().unwrap_or_default();
-                crate::harness::note(&format!("skipped docker: its engine does not start here: {reason}"));
-                return None;
-            }
-            std::thread::sleep(Duration::from_millis(200));
-        }
-        Some(this)
-    }
-
-    fn docker(&self, args: &[&str]) -> Ran {
-        let mut docker = Command::new("docker");
-        docker.arg("-H").arg(format!("unix://{}", self.socket.display())).args(args);
-        Ran::of(docker.current_dir(&self.dir).stdin(Stdio::null()).output().expect("docker starts"))
-    }
-}
-
-impl Drop for DockerEngine {
-    fn drop(&mut self) {
-        // It stops its containerd and unmounts, when asked kindly.
-        drop(Command::new("kill").arg(self.engine.id().to_string()).status());
-        drop(self.engine.wait());
-        // Its network namespace for containers without a network of their own stays mounted.
-        let namespace = self.dir.join("docker/exec/netns/default");
-        drop(Command::new("umount").arg("-l").arg(namespace).stderr(Stdio::null()).status());
-        drop(std::fs::remove_file(&self.socket));
-    }
 }

@@ -5,10 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use e2e::archive::hex;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-
-use crate::archive::hex;
 
 /// Runs the goldens' script and writes its tree as the repository `busybox` of a registry: `busybox/manifests/latest`
 /// and `busybox/blobs/DIGEST`. Returns the directory that is a registry's `/v2/`.

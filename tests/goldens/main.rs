@@ -5,27 +5,23 @@
 //! `known.toml` with a reason; a case that differs and is not listed fails the test, and so does one that is listed and
 //! agrees.
 
-mod archive;
 mod bases;
-mod case;
 mod compare;
-mod describe;
 mod rbuild;
 mod run;
-mod web;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use e2e::case::{self, Case};
 use e2e::note;
+use e2e::web::Web;
 
-use crate::case::Golden;
 use crate::rbuild::Rbuild;
 use crate::run::Bench;
-use crate::web::Web;
 
 /// Builds wait for disks and child processes; a few at once keep two processors busy.
 const THREADS: usize = 3;
@@ -40,7 +36,7 @@ enum Verdict {
 
 #[test]
 fn golden_cases() {
-    let Some(goldens) = folder() else { return note("skipped: no golden cases beside the workspace") };
+    let Some(goldens) = e2e::goldens() else { return note("skipped: no golden cases beside the workspace") };
     if !e2e::is_root_with_overlayfs() {
         return note("skipped: needs root and overlayfs");
     }
@@ -48,7 +44,7 @@ fn golden_cases() {
         return note("skipped: needs the program busybox (busybox-static)");
     }
     let filter = e2e::setting("RBUILD_GOLDEN").map(|text| text.to_string_lossy().into_owned()).unwrap_or_default();
-    let mut cases = case::discover(&goldens);
+    let mut cases = case::discover(&goldens.join("cases")).expect("golden cases");
     for case in &mut cases {
         case.retain(|golden| golden.name.contains(&filter));
     }
@@ -59,12 +55,6 @@ fn golden_cases() {
     assert_eq!(problems, 0, "{problems} golden builds are not as known.toml says");
 }
 
-fn folder() -> Option<PathBuf> {
-    let named = e2e::setting("RBUILD_GOLDENS").map(PathBuf::from);
-    let folder = named.unwrap_or_else(|| e2e::workspace().join("../shared/goldens"));
-    folder.canonicalize().ok().filter(|folder| folder.join("cases").is_dir())
-}
-
 /// What differs, by decision or until it is mended: name → reason.
 fn known() -> BTreeMap<String, String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens/known.toml");
@@ -73,7 +63,7 @@ fn known() -> BTreeMap<String, String> {
     known.into_values().flatten().collect()
 }
 
-fn run_all(goldens: &Path, cases: &[Vec<Golden>]) -> BTreeMap<String, Verdict> {
+fn run_all(goldens: &Path, cases: &[Vec<Case>]) -> BTreeMap<String, Verdict> {
     let scratch = tempfile::Builder::new().prefix("goldens-").tempdir_in(e2e::scratch_root()).expect("scratch");
     let rbuild = Rbuild { store: scratch.path().join("store"), home: scratch.path().join("home") };
     std::fs::create_dir(&rbuild.home).expect("home");
@@ -110,7 +100,7 @@ fn make_busybox(rbuild: &Rbuild, web: &Web, goldens: &Path, scratch: &Path) -> R
     if printed.code == 0 { Ok(()) } else { Err(printed.stderr) }
 }
 
-fn judge(bench: &Bench<'_>, golden: &Golden, dir: &Path) -> Verdict {
+fn judge(bench: &Bench<'_>, golden: &Case, dir: &Path) -> Verdict {
     let lacking = golden.spec.needs.iter().find(|need| *need != "root" && e2e::find_program(need).is_none());
     if let Some(program) = lacking {
         return Verdict::Skipped(format!("needs the program {program}"));

@@ -3,13 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use e2e::archive::{self, Image, Layer};
+use e2e::case::{Case, Work};
+use e2e::describe;
+use e2e::web::Web;
 use serde_json::{Value, json};
 
-use crate::archive::{self, Image, Layer};
-use crate::case::{Golden, Work};
-use crate::describe;
 use crate::rbuild::{Printed, Rbuild};
-use crate::web::Web;
 
 /// What all builds of a run stand on. Every thread has its own.
 pub(crate) struct Bench<'a> {
@@ -34,8 +34,8 @@ impl<'a> Bench<'a> {
     }
 
     /// Runs one golden build in a copy of its folder below `scratch`.
-    pub(crate) fn run(&self, golden: &Golden, scratch: &Path) -> Result<Value, String> {
-        let work = Work::prepare(golden, scratch.join("work"), self.web)?;
+    pub(crate) fn run(&self, golden: &Case, scratch: &Path) -> Result<Value, String> {
+        let work = Work::prepare(golden, scratch.join("work"), "context", self.web)?;
         let result = if golden.spec.args.iter().any(|arg| arg == "--call") {
             self.call(&work)?
         } else {
@@ -70,7 +70,7 @@ impl<'a> Bench<'a> {
 /// One golden build under way.
 struct Build<'a> {
     bench: &'a Bench<'a>,
-    golden: &'a Golden,
+    golden: &'a Case,
     work: &'a Work,
     out: PathBuf,
 }

@@ -1,4 +1,11 @@
-//! What the test programs `e2e` and `goldens` share: the program under test, and what the machine can do.
+//! What the test programs `e2e` and `goldens` and `cargo xtask compare` share: cases in folders, images read back and
+//! described, a docker engine, the program under test, and what the machine can do.
+
+pub mod archive;
+pub mod case;
+pub mod describe;
+pub mod engine;
+pub mod web;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -55,6 +62,13 @@ pub fn is_root_with_overlayfs() -> bool {
 /// The root of the workspace.
 pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests lie in the workspace").to_owned()
+}
+
+/// The golden cases, if there are any: `$RBUILD_GOLDENS`, else beside the workspace.
+pub fn goldens() -> Option<PathBuf> {
+    let named = setting("RBUILD_GOLDENS").map(PathBuf::from);
+    let folder = named.unwrap_or_else(|| workspace().join("../shared/goldens"));
+    folder.canonicalize().ok().filter(|folder| folder.join("cases").is_dir())
 }
 
 /// Where the tests put their files: overlayfs cannot stand on overlayfs, so it lies beside the build products.

@@ -27,9 +27,14 @@ pub(crate) fn store_dir() -> PathBuf {
     work_dir().join("store")
 }
 
+/// Names of the base images.
+pub(crate) fn names() -> [&'static str; 6] {
+    IMAGES.map(|(name, _)| name)
+}
+
 /// Makes every base image that the store lacks.
 pub(crate) fn ensure_all(rbuild: &Path, store: &Path) -> Result<()> {
-    ensure(rbuild, store, &IMAGES.map(|(name, _)| name))
+    ensure(rbuild, store, &names())
 }
 
 /// Makes the named base images that the store lacks, with what they stand on.

@@ -1,9 +1,10 @@
-//! Developer commands: `cargo xtask demo`, `test`, `bases`, `bench` and `fuzz`.
+//! Developer commands: `cargo xtask demo`, `test`, `compare`, `bases`, `bench` and `fuzz`.
 #![forbid(unsafe_code)]
 #![expect(clippy::disallowed_methods, reason = "developer commands read their own settings")]
 
 mod bases;
 mod bench;
+mod compare;
 mod demo;
 mod fuzz;
 mod packages;
@@ -18,6 +19,9 @@ const USAGE: &str = "usage: cargo xtask COMMAND
 
   demo                     install what is needed, make base images, build and run a real application
   test [FILTER]            everything that CI runs: format, lints, unit tests, end-to-end tests
+  compare [CASE]... [--all] [--keep]
+                           build the cases of testdata/compare with rbuild and with docker, and print what differs; --all
+                           adds real applications and golden cases, --keep leaves contexts and archives
   bases                    make the base images that tests and the demo stand on
   bench [WORKLOAD]... [--peer docker|buildah|buildkit] [--runs N]
                            time the workloads of bench/, as ratios against a peer and a floor
@@ -42,6 +46,7 @@ fn run(args: &[String]) -> Result<()> {
     match command.as_str() {
         "demo" => demo::demo(),
         "test" => test::test(rest),
+        "compare" => compare::compare(rest),
         "bases" => bases::ensure_all(&process::test_binary()?, &bases::store_dir()).map(drop),
         "bench" => bench::bench(rest),
         "fuzz" => fuzz::fuzz(rest),

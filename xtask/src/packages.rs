@@ -24,6 +24,9 @@ pub(crate) const REFEREES: &[Need] = &[
     ("strace", "strace"),
 ];
 
+/// The other builder of `compare`; a client that does not bring BuildKit along needs docker-buildx as well.
+pub(crate) const ENGINE: &[Need] = &[("dockerd", "docker.io"), ("docker", "docker.io")];
+
 /// Installs what is missing, or says exactly what to install.
 pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     let missing: Vec<&str> =

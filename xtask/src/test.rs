@@ -5,9 +5,10 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::process::{is_root, run_command, say, test_binary, workspace};
-use crate::{bases, packages};
+use crate::{bases, compare, packages};
 
-/// Formats are checked, lints are errors, unit tests and end-to-end tests run. `filter` goes to the tests.
+/// Formats are checked, lints are errors, unit tests and end-to-end tests run, then images are compared with docker's.
+/// `filter` goes to the tests, and leaves the comparison out.
 pub(crate) fn test(filter: &[String]) -> Result<()> {
     if is_root() {
         packages::ensure(packages::BASES)?;
@@ -29,7 +30,12 @@ pub(crate) fn test(filter: &[String]) -> Result<()> {
     if !filter.is_empty() {
         tests.arg("--").args(filter);
     }
-    run_command(&mut tests)
+    run_command(&mut tests)?;
+    if filter.is_empty() {
+        say("comparison with docker");
+        compare::test(&rbuild)?;
+    }
+    Ok(())
 }
 
 fn cargo(args: &[&str]) -> Result<()> {

@@ -56,8 +56,8 @@ pub enum Place {
 /// Finds what `selection` takes from `source`.
 ///
 /// # Errors
-/// [`ContextError::NotFound`] for a literal path without anything there, [`ContextError::BadPattern`],
-/// [`ContextError::BadFilter`], and I/O errors.
+/// [`ContextError::NotFound`] for a literal path without anything there, and for a match that is a link without a target;
+/// [`ContextError::BadPattern`], [`ContextError::BadFilter`], and I/O errors.
 pub fn select(source: &Source, selection: &CopySelection) -> Result<Selected> {
     let exclude = Patterns::new(&selection.excludes)
         .map_err(|e| ContextError::BadFilter { pattern: selection.excludes.join(", "), reason: e.to_string() })?;
@@ -143,8 +143,9 @@ fn expand(source: &Source, pattern: &str) -> Result<Vec<Item>> {
     }
     let mut items = Vec::with_capacity(paths.len());
     for path in paths {
-        // A dangling link that matches is passed over like a file that does not exist.
-        items.extend(item(source, &path, path.file_name().unwrap_or_default())?);
+        // A link that leads nowhere is an error as it is without a wildcard.
+        let found = item(source, &path, path.file_name().unwrap_or_default())?;
+        items.push(found.ok_or_else(|| super::error::not_found(source, &path.to_string_lossy()))?);
     }
     Ok(items)
 }

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use super::Setting;
 use super::copy::{Style, mkdir_error};
-use super::draft::{Attributes, Body, DirId, Draft, Inode, InodeId, InodeKind, InodeXattrs, SubRoot};
+use super::draft::{Attributes, Body, DirId, Draft, Inode, InodeId, InodeKind, InodeXattrs, NewDirs, SubRoot};
 use crate::context::ContextError;
 use crate::context::source::{OpenedFile, SourceDir};
 use crate::view::resolve::{self, Last};
@@ -42,7 +42,7 @@ pub(super) fn unpack(
     rewound.map_err(|e| OpError::environment(format!("cannot rewind `{}`: {e}", dir.display_path(name).display())))?;
 
     let dest = draft.resolve(Path::new(dest), Last::Followed)?.path;
-    let created = Attributes { mode: 0o755, ..style.created.clone() };
+    let created = NewDirs { mode: 0o755, ..style.created.clone() };
     let top = draft.ensure_dir(&dest, &created)?.map_err(|e| mkdir_error(&e))?;
     // Operations that run at the same time share the space for scratch files, but not their names.
     let scratch = TempDir::with_prefix_in("archive-", setting.scratch).map_err(|e| {
@@ -149,7 +149,7 @@ impl Unpacker<'_, '_> {
             }
             _ => {}
         }
-        let implied = Attributes { mode: 0o755, uid: 0, gid: 0, mtime: self.setting.now };
+        let implied = NewDirs::of_archive(self.setting.now);
         let made = self.draft.ensure_dir_below(self.top, &target.path, &implied)?;
         made.map_err(|e| mkdir_error(&e))
     }
@@ -185,7 +185,7 @@ impl Unpacker<'_, '_> {
             Some(NodeKind::Dir) => return Err(missing("operation not permitted")),
             Some(_) => {}
         }
-        let implied = Attributes { mode: 0o755, uid: 0, gid: 0, mtime: self.setting.now };
+        let implied = NewDirs::of_archive(self.setting.now);
         let parent = self.draft.ensure_dir_below(self.top, parent, &implied)?.map_err(|e| mkdir_error(&e))?;
         self.draft.raise(parent, name)?.ok_or_else(|| missing("no such file or directory"))
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use solver::{CopyAction, OpError, Unpack};
 
 use super::Setting;
-use super::draft::{Attributes, Body, DirId, Draft, Inode, InodeId, InodeKind, InodeXattrs, NotADirectory};
+use super::draft::{Attributes, Body, DirId, Draft, Inode, InodeId, InodeKind, InodeXattrs, NewDirs, NotADirectory};
 use super::mode::Chmod;
 use super::owner::Owners;
 use crate::context::select::{Item, Place, Selected, select};
@@ -24,7 +24,7 @@ pub(super) struct Style {
     /// `--chmod`.
     pub(super) chmod: Option<Chmod>,
     /// For directories that have to be created.
-    pub(super) created: Attributes,
+    pub(super) created: NewDirs,
 }
 
 /// A copy's first file of each hard-linked group, by device and inode.
@@ -41,9 +41,8 @@ impl Style {
     ) -> Result<Self, OpError> {
         let owner = owner.map(|owner| owners.look_up(draft.root_view(), owner)).transpose()?;
         let chmod = mode.map(Chmod::new).transpose()?;
-        let (uid, gid) = owner.unwrap_or((0, 0));
         let mode = chmod.as_ref().map_or(0o755, Chmod::of_created_dir);
-        Ok(Self { owner, chmod, created: Attributes { mode, uid, gid, mtime: setting.now } })
+        Ok(Self { owner, chmod, created: NewDirs { mode, owner, mtime: setting.now } })
     }
 
     /// What a copied entry gets.

@@ -51,6 +51,18 @@ pub(super) struct Attributes {
     pub(super) mtime: Time,
 }
 
+/// How directories are made that are missing on the way.
+#[derive(Clone, Debug)]
+pub(super) struct NewDirs {
+    pub(super) mode: u32,
+    /// User and group; `None` for root and the group that the parent hands down, if it does.
+    pub(super) owner: Option<(u32, u32)>,
+    pub(super) mtime: Time,
+}
+
+/// The bit with which a directory hands its group down to what is made in it.
+const SETGID: u32 = 0o2000;
+
 /// A drafted directory.
 pub(super) struct DraftDir {
     pub(super) attributes: Attributes,
@@ -223,7 +235,7 @@ impl Draft {
     /// The directory at `path` (no links on it), made with `created` where it is missing.
     ///
     /// `Ok(Err(_))` when something on the way is no directory.
-    pub(super) fn ensure_dir(&mut self, path: &Path, created: &Attributes) -> Result<Result<DirId, NotADirectory>> {
+    pub(super) fn ensure_dir(&mut self, path: &Path, created: &NewDirs) -> Result<Result<DirId, NotADirectory>> {
         self.ensure_dir_below(Self::ROOT, path, created)
     }
 
@@ -232,7 +244,7 @@ impl Draft {
         &mut self,
         top: DirId,
         path: &Path,
-        created: &Attributes,
+        created: &NewDirs,
     ) -> Result<Result<DirId, NotADirectory>> {
         let mut dir = top;
         let mut at = PathBuf::from("/");
@@ -241,7 +253,10 @@ impl Draft {
             dir = match self.existing_dir(dir, &name)? {
                 Some(existing) => existing,
                 None if self.lookup(dir, &name)?.is_some() => return Ok(Err(NotADirectory { path: at })),
-                None => self.new_dir(dir, &name, created.clone(), Vec::new())?,
+                None => {
+                    let attributes = created.attributes_in(&self.dir(dir).attributes);
+                    self.new_dir(dir, &name, attributes, Vec::new())?
+                }
             };
         }
         Ok(Ok(dir))
@@ -293,6 +308,21 @@ impl Draft {
         self.dirs.push(drafted);
         self.dir_mut(parent).children.insert(name.to_owned(), DraftChild::Dir(id));
         id
+    }
+}
+
+impl NewDirs {
+    /// What unpacking makes for entries whose parents are not in the archive: root's, in every directory.
+    pub(super) fn of_archive(mtime: Time) -> Self {
+        Self { mode: 0o755, owner: Some((0, 0)), mtime }
+    }
+
+    /// What a directory gets that is made in `parent`: as mkdir(2) does it, which BuildKit makes them with.
+    fn attributes_in(&self, parent: &Attributes) -> Attributes {
+        let handed_down = parent.mode & SETGID;
+        let group = if handed_down == 0 { 0 } else { parent.gid };
+        let (uid, gid) = self.owner.unwrap_or((0, group));
+        Attributes { mode: self.mode | handed_down, uid, gid, mtime: self.mtime }
     }
 }
 

@@ -7,7 +7,7 @@ use solver::{MakeDirAction, OpError, WriteFileAction};
 
 use super::Setting;
 use super::copy::{Style, mkdir_error, place_file};
-use super::draft::{Attributes, Body, Draft, Inode, InodeKind, InodeXattrs};
+use super::draft::{Attributes, Body, Draft, Inode, InodeKind, InodeXattrs, NewDirs};
 use super::owner::Owners;
 use crate::view::NodeKind;
 use crate::view::resolve::Last;
@@ -23,9 +23,8 @@ pub(super) fn make_dir(
     action: &MakeDirAction,
 ) -> Result<(), OpError> {
     let owner = action.owner.as_ref().map(|owner| owners.look_up(draft.root_view(), owner)).transpose()?;
-    let (uid, gid) = owner.unwrap_or((0, 0));
     let mtime = action.mtime.map_or(setting.now, |seconds| (seconds, 0));
-    let created = Attributes { mode: action.mode, uid, gid, mtime };
+    let created = NewDirs { mode: action.mode, owner, mtime };
     let path = draft.resolve(Path::new(&action.path), Last::Followed)?.path;
     draft.ensure_dir(&path, &created)?.map_err(|e| mkdir_error(&e))?;
     Ok(())

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use e2e::engine::{self, Engine};
 
-use crate::process::{is_installed, run_command, say};
+use crate::process::{is_installed, run_command};
 
 /// Where a result goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,36 +47,22 @@ pub(crate) fn choose(name: Option<&str>, busybox_tar: &Path, work: &Path) -> Res
 
 /// Debian's docker engine with its embedded BuildKit.
 struct Docker {
+    engine: Engine,
     program: &'static str,
     archive: PathBuf,
 }
 
-/// Debian's client, even where another one lies before it on the path: it brings its own BuildKit along.
-const DEBIANS_DOCKER: &str = "/usr/bin/docker";
-
 impl Docker {
     fn start(busybox_tar: &Path, work: &Path) -> Result<Self> {
-        let program = if Path::new(DEBIANS_DOCKER).exists() { DEBIANS_DOCKER } else { "docker" };
-        if !answers(program, &["info"]) {
-            say("starting dockerd");
-            let log = std::fs::File::create(work.join("dockerd.log"))?;
-            Command::new("dockerd").stdout(log.try_clone()?).stderr(log).spawn().context("cannot start dockerd")?;
-            let deadline = Instant::now() + Duration::from_secs(60);
-            while !answers(program, &["info"]) {
-                if Instant::now() > deadline {
-                    bail!("dockerd does not answer; see {}", work.join("dockerd.log").display());
-                }
-                std::thread::sleep(Duration::from_millis(200));
-            }
-        }
-        run_command(Command::new(program).arg("import").arg(busybox_tar).arg("busybox").stdout(Stdio::null()))?;
-        Ok(Self { program, archive: work.join("peer.tar") })
+        let engine = Engine::of_machine(&work.join("dockerd.log")).map_err(anyhow::Error::msg)?;
+        run_command(engine.client().arg("import").arg(busybox_tar).arg("busybox").stdout(Stdio::null()))?;
+        Ok(Self { program: engine::program(), engine, archive: work.join("peer.tar") })
     }
 }
 
 impl Peer for Docker {
     fn name(&self) -> String {
-        version(self.program, &["version", "--format", "docker engine {{.Server.Version}} (its embedded BuildKit)"])
+        format!("docker engine {} (its embedded BuildKit)", self.engine.version())
     }
 
     fn build(&self, context: &Path, product: Product, cold: bool) -> Command {
@@ -167,11 +153,6 @@ impl Peer for BuildKit {
         command.args(["-ec", &text]);
         command
     }
-}
-
-fn answers(program: &str, args: &[&str]) -> bool {
-    let status = Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    status.is_ok_and(|status| status.success())
 }
 
 fn version(program: &str, args: &[&str]) -> String {

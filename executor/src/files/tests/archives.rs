@@ -52,6 +52,14 @@ fn archives_are_unpacked_into_a_directory() {
         let want: Vec<_> = [top.to_owned()].into_iter().chain(below(name)).collect();
         assert_eq!(bench.make(&actions([add("/a.tar", dest)])).entries, want);
     }
+    bench.mkdir("root/team");
+    bench.chown("root/team", 0, 50);
+    bench.chmod("root/team", 0o2775);
+    let entries = bench.make(&actions([add("/a.tar", "/team/new")])).entries;
+    assert_eq!(
+        entries[1..4],
+        ["team/new 2755 0:50 dir", "team/new/deep 2755 0:0 dir", "team/new/deep/er 2755 0:0 dir"]
+    );
     // Each match of a wildcard is judged on its own; COPY never unpacks.
     let entries = bench.make(&actions([add("/*", "/d/")])).entries;
     let want = ["d 0755 0:0 dir".to_owned()].into_iter().chain(below("d")).chain(["d/plain 0644 0:0 file 10".into()]);

@@ -153,6 +153,9 @@ fn source_links() {
     for (action, want) in cases {
         check(&bench, actions([action]), &want);
     }
+    bench.link("ctx/gone", "nowhere");
+    let error = bench.error(&actions([copy("/gone", "/x")]));
+    assert_eq!(bench.error(&actions([copy("/g?ne", "/x")])), error);
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use solver::MakeDirAction;
+
 use super::*;
 
 #[test]
@@ -96,6 +98,43 @@ fn chmod_reaches_files_directories_and_parents() {
     ];
     for (action, want) in cases {
         assert_eq!(bench.make(&actions([action])).entries, want);
+    }
+}
+
+#[test]
+fn a_directory_hands_its_group_down_to_those_made_in_it() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::usual();
+    bench.mkdir("root/team");
+    bench.chown("root/team", 0, 50);
+    bench.chmod("root/team", 0o2775);
+    let work = MakeDirAction { path: "/team/w/x".into(), mode: 0o755, owner: None, mtime: None };
+    let cases: [(FileAction, &[&str]); 4] = [
+        (
+            FileAction::Copy(copy("/a.txt", "/team/new/deep/")),
+            &["team/new 2755 0:50 dir", "team/new/deep 2755 0:50 dir", "team/new/deep/a.txt 0644 0:0 file 2"],
+        ),
+        (
+            FileAction::Copy(copy("/sub", "/team/sub")),
+            &[
+                "team/sub 2755 0:50 dir",
+                "team/sub/d.txt 0644 0:0 file 2",
+                "team/sub/deep 0755 0:0 dir",
+                "team/sub/deep/e.txt 0644 0:0 file 2",
+            ],
+        ),
+        (
+            FileAction::Copy(chown(copy("/a.txt", "/team/new/a"), "3:4")),
+            &["team/new 2755 3:4 dir", "team/new/a 0644 3:4 file 2"],
+        ),
+        (FileAction::MakeDir(work), &["team/w 2755 0:50 dir", "team/w/x 2755 0:50 dir"]),
+    ];
+    for (action, want) in cases {
+        let entries = bench.make(&[action]).entries;
+        assert_eq!(entries[0], "team 2775 0:50 dir");
+        assert_eq!(entries[1..], *want);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The golden cases on disk, and the copy of a case's folder that one build works in.
+//! Cases on disk, and the copy of a case's folder that one build works in.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
@@ -12,130 +12,174 @@ use toml::Table;
 
 use crate::web::Web;
 
-/// One build that is recorded: a case, or one variant of it.
-pub(crate) struct Golden {
+/// One build: a case, or one variant of it.
+pub struct Case {
     /// `case` or `case/variant`.
-    pub(crate) name: String,
+    pub name: String,
     /// The case's folder.
-    folder: PathBuf,
+    pub folder: PathBuf,
     /// What to do.
-    pub(crate) spec: Spec,
-    /// What was recorded.
-    pub(crate) expected: Value,
+    pub spec: Spec,
+    /// What was recorded (`expected.json`); null where nothing is.
+    pub expected: Value,
 }
 
 /// `case.toml`, with the keys of one variant.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-pub(crate) struct Spec {
+pub struct Spec {
     /// Flags, as `docker buildx build` spells them.
-    pub(crate) args: Vec<String>,
+    pub args: Vec<String>,
     /// Name of the image that `base/` makes.
-    pub(crate) base: Option<String>,
+    pub base: Option<String>,
     /// A script that makes what git cannot keep.
     setup: Option<String>,
-    /// Whether `www/` is served.
-    serve: bool,
+    /// Who serves what during the build.
+    serve: Option<Server>,
+    /// Variables that the builder sees.
+    pub env: BTreeMap<String, String>,
     /// A remote context; `WEB` is the server's URL.
     context: Option<String>,
     /// Programs and powers that the case cannot do without.
-    pub(crate) needs: Vec<String>,
+    pub needs: Vec<String>,
     /// Paths whose times are compared.
-    pub(crate) times: Vec<String>,
+    pub times: Vec<String>,
     /// What is recorded beyond the usual.
     record: Vec<String>,
+    /// Whether no builder may succeed.
+    pub fails: bool,
     /// Builds after the first.
-    pub(crate) rebuild: Vec<Rebuild>,
+    pub rebuild: Vec<Rebuild>,
     /// Files of the variant.
     files: BTreeMap<String, String>,
     /// The variant's Dockerfile.
     dockerfile: Option<String>,
 }
 
+/// A server that a case cannot do without.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum Server {
+    /// Whether the case's `www/` is on the web.
+    Www(bool),
+    /// Another one, which tests of their own start.
+    Named(String),
+}
+
 /// One build after the first.
 #[derive(Clone, Debug, Deserialize)]
-pub(crate) struct Rebuild {
+pub struct Rebuild {
     /// What happens before it, in the context.
-    pub(crate) change: Option<String>,
+    pub change: Option<String>,
     /// Flags in place of the case's.
-    pub(crate) args: Option<Vec<String>>,
+    pub args: Option<Vec<String>>,
 }
 
 impl Spec {
     /// Whether `what` is recorded.
-    pub(crate) fn records(&self, what: &str) -> bool {
+    pub fn records(&self, what: &str) -> bool {
         self.record.iter().any(|recorded| recorded == what)
+    }
+
+    /// The server that [`Work::prepare`] does not start.
+    pub fn foreign_server(&self) -> Option<&str> {
+        match &self.serve {
+            Some(Server::Named(name)) => Some(name),
+            _ => None,
+        }
     }
 }
 
-/// The golden builds in `folder/cases`, by case, in the order of their names.
-pub(crate) fn discover(folder: &Path) -> Vec<Vec<Golden>> {
-    let entries = fs::read_dir(folder.join("cases")).expect("the goldens have a folder `cases`");
-    let mut folders: Vec<PathBuf> = entries.map(|entry| entry.expect("entry").path()).collect();
+/// The builds of the cases in `folder`, by case, in the order of their names. A case is a folder with a Dockerfile, a
+/// `case.toml` or both.
+pub fn discover(folder: &Path) -> Result<Vec<Vec<Case>>, String> {
+    let mut folders = Vec::new();
+    for entry in at(folder, fs::read_dir(folder))? {
+        folders.push(at(folder, entry)?.path());
+    }
+    folders.retain(|folder| ["Dockerfile", "case.toml"].iter().any(|file| folder.join(file).is_file()));
     folders.sort();
-    folders.iter().map(|folder| read_case(folder)).collect()
+    folders.iter().map(|folder| read(folder)).collect()
 }
 
-fn read_case(folder: &Path) -> Vec<Golden> {
-    let name = folder.file_name().expect("name").to_string_lossy().into_owned();
-    let text = fs::read_to_string(folder.join("case.toml")).expect(&name);
-    let mut table: Table = text.parse().expect(&name);
-    let expected: Value =
-        serde_json::from_slice(&fs::read(folder.join("expected.json")).expect(&name)).expect("recordings are JSON");
-    let golden = |name: String, table: Table, expected: Value| {
-        let spec = table.try_into().expect(&name);
-        Golden { name, folder: folder.to_owned(), spec, expected }
+/// The builds of the case in `folder`.
+fn read(folder: &Path) -> Result<Vec<Case>, String> {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let path = folder.join("case.toml");
+    let complaint = |error: toml::de::Error| format!("{}: {error}", path.display());
+    let mut table: Table = optional(&path)?.unwrap_or_default().parse().map_err(complaint)?;
+    let recording = folder.join("expected.json");
+    let expected: Value = match optional(&recording)? {
+        Some(text) => serde_json::from_str(&text).map_err(|error| format!("{}: {error}", recording.display()))?,
+        None => Value::Null,
     };
-    let Some(variants) = table.remove("variant") else { return vec![golden(name, table, expected)] };
-    let variants: Vec<Table> = variants.try_into().expect(&name);
+    let case = |name: String, table: Table, expected: Value| {
+        let spec = table.try_into().map_err(complaint)?;
+        Ok(Case { name, folder: folder.to_owned(), spec, expected })
+    };
+    let Some(variants) = table.remove("variant") else { return Ok(vec![case(name, table, expected)?]) };
+    let variants: Vec<Table> = variants.try_into().map_err(complaint)?;
     let named = |variant: Table| {
-        let own = variant["name"].as_str().expect("a variant has a name").to_owned();
+        let own = variant.get("name").and_then(toml::Value::as_str);
+        let own = own.ok_or_else(|| format!("{}: a variant has no name", path.display()))?.to_owned();
         let mut merged = table.clone();
         merged.extend(variant);
-        golden(format!("{name}/{own}"), merged, expected["variants"][own.as_str()].clone())
+        case(format!("{name}/{own}"), merged, expected["variants"][own.as_str()].clone())
     };
     variants.into_iter().map(named).collect()
 }
 
+/// A file that need not be there.
+fn optional(path: &Path) -> Result<Option<String>, String> {
+    match fs::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        read => at(path, read).map(Some),
+    }
+}
+
 /// A copy of a case's folder, made ready.
-pub(crate) struct Work {
+pub struct Work {
     /// The copy.
-    pub(crate) dir: PathBuf,
+    pub dir: PathBuf,
+    /// The directory in it that scripts run in; it is the context, unless that is remote.
+    pub files: PathBuf,
     /// The flags, with the server's URL.
-    pub(crate) args: Vec<String>,
+    pub args: Vec<String>,
     /// The context as on the command line.
-    pub(crate) context: String,
+    pub context: String,
     /// URL of the server, when the case has one.
-    pub(crate) web: Option<String>,
+    pub web: Option<String>,
     is_remote: bool,
 }
 
 impl Work {
-    /// Copies the folder to `dir`, writes the variant's files, runs the case's script.
-    pub(crate) fn prepare(golden: &Golden, dir: PathBuf, web: &Web) -> Result<Self, String> {
-        let spec = &golden.spec;
-        copy_tree(&golden.folder, &dir)?;
+    /// Copies the folder to `dir`, writes the variant's files, runs the case's script. The context of a folder that has
+    /// none of its own is `default_context` in it, made when it is missing.
+    pub fn prepare(case: &Case, dir: PathBuf, default_context: &str, web: &Web) -> Result<Self, String> {
+        let spec = &case.spec;
+        copy_tree(&case.folder, &dir)?;
         let dockerfile = spec.dockerfile.iter().map(|text| ("Dockerfile", text));
         for (path, text) in spec.files.iter().map(|(path, text)| (path.as_str(), text)).chain(dockerfile) {
             let path = dir.join(path);
             at(&path, fs::create_dir_all(path.parent().unwrap_or(&dir)))?;
             at(&path, fs::write(&path, text))?;
         }
-        at(&dir, fs::create_dir_all(dir.join("context")))?;
+        let context = if dir.join("context").is_dir() { "context" } else { default_context }.to_owned();
+        let files = dir.join(&context);
+        at(&files, fs::create_dir_all(&files))?;
         set_modes(&dir)?;
-        let mut work =
-            Self { args: spec.args.clone(), context: "context".to_owned(), web: None, is_remote: false, dir };
+        let mut work = Self { args: spec.args.clone(), files, context, web: None, is_remote: false, dir };
         if let Some(setup) = &spec.setup {
             let path = work.dir.join(setup);
             work.script(&at(&path, fs::read_to_string(&path))?)?;
         }
         if !spec.rebuild.is_empty() {
-            let path = work.dir.join("context/nonce");
+            let path = work.files.join("nonce");
             at(&path, fs::write(&path, nonce()))?;
         }
-        if spec.serve {
-            let case = golden.name.split('/').next().unwrap_or_default();
-            let url = web.serve(case, work.dir.join("www"));
+        if let Some(Server::Www(true)) = spec.serve {
+            let name = case.name.split('/').next().unwrap_or_default();
+            let url = web.serve(name, work.dir.join("www"));
             match &spec.context {
                 Some(context) => {
                     work.is_remote = true;
@@ -149,17 +193,17 @@ impl Work {
     }
 
     /// The flags for the Dockerfile, unless `args` name it.
-    pub(crate) fn dockerfile_flags(&self, args: &[String]) -> Vec<String> {
+    pub fn dockerfile_flags(&self, args: &[String]) -> Vec<String> {
         let path = if self.dir.join("Dockerfile").exists() { "Dockerfile" } else { "context/Dockerfile" };
         let is_named = args.iter().any(|arg| arg == "--file");
         if is_named || self.is_remote { Vec::new() } else { vec!["--file".to_owned(), path.to_owned()] }
     }
 
     /// Runs a script in the context.
-    pub(crate) fn script(&self, text: &str) -> Result<(), String> {
+    pub fn script(&self, text: &str) -> Result<(), String> {
         let mut command = Command::new("sh");
-        command.args(["-euc", text]).current_dir(self.dir.join("context")).env_clear();
-        command.env("PATH", e2e::setting("PATH").unwrap_or_default());
+        command.args(["-euc", text]).current_dir(&self.files).env_clear();
+        command.env("PATH", crate::setting("PATH").unwrap_or_default());
         command.env("HOME", &self.dir).env("LC_ALL", "C").env("TZ", "UTC");
         let output = command.output().map_err(|error| format!("sh: {error}"))?;
         let complaint = String::from_utf8_lossy(&output.stderr);

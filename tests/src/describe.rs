@@ -1,7 +1,7 @@
 //! The recorded form of images and trees (`goldens/README.md`, "Comparing").
 
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
@@ -27,9 +27,11 @@ const CONFIG_KEYS: [&str; 13] = [
     "OnBuild",
     "ArgsEscaped",
 ];
+/// What is recorded of an entry of the history.
+const HISTORY_KEYS: [&str; 3] = ["created_by", "comment", "empty_layer"];
 
 /// The images of one build; `known` are the base images by name.
-pub(crate) fn images(images: &[Image], known: &[(String, Image)], spec: &Spec) -> Value {
+pub fn images(images: &[Image], known: &[(String, Image)], spec: &Spec) -> Value {
     match images {
         [one] => image(one, known, spec),
         several => {
@@ -42,7 +44,6 @@ pub(crate) fn images(images: &[Image], known: &[(String, Image)], spec: &Spec) -
 
 /// The recorded form of an image, whose base is the longest of `known` that it starts with.
 fn image(image: &Image, known: &[(String, Image)], spec: &Spec) -> Value {
-    let history = list(&image.config["history"]);
     // The last of equals is taken: of names for one image the first counts.
     let bases = known.iter().rev().filter(|(_, base)| starts_with(image, base));
     let base = bases.max_by_key(|(_, base)| (base.layers.len(), list(&base.config["history"]).len()));
@@ -59,12 +60,15 @@ fn image(image: &Image, known: &[(String, Image)], spec: &Spec) -> Value {
         layers.push(kept.map(|(entry, _)| Value::Object(shown(entry, spec, &entry.path, false))).collect::<Vec<_>>());
     }
     let (files, removed) = difference(&tree, &base_tree, spec);
-    let keys = ["created_by", "comment", "empty_layer", "created"];
-    let keys = &keys[..if spec.records("created") { 4 } else { 3 }];
-    let history: Vec<Value> = history[base_history..].iter().map(|entry| picked(entry, keys)).collect();
+    let mut config = config(&image.config);
+    let mut history = self::history(image).split_off(base_history);
+    if spec.records("created") {
+        config.insert("created".to_owned(), image.config["created"].clone());
+        let entries = history.iter_mut().zip(&list(&image.config["history"])[base_history..]);
+        entries.for_each(|(shown, entry)| drop(shown.insert("created".to_owned(), entry["created"].clone())));
+    }
     json!({
-        "base": name, "config": config(&image.config, spec), "history": history, "layers": layers,
-        "files": files, "removed": removed,
+        "base": name, "config": config, "history": history, "layers": layers, "files": files, "removed": removed,
     })
 }
 
@@ -74,26 +78,25 @@ fn starts_with(image: &Image, base: &Image) -> bool {
     digests(image).starts_with(&digests(base)) && own.starts_with(of_base)
 }
 
-fn config(config: &Value, spec: &Spec) -> Value {
+/// What is recorded of a config document: keys with null or empty values are not, nor are times.
+pub fn config(config: &Value) -> Map<String, Value> {
     let mut fields = picked(&config["config"], &CONFIG_KEYS);
-    let rest = picked(config, &["os", "architecture", "variant", "author"]);
-    if let (Value::Object(fields), Value::Object(rest)) = (&mut fields, rest) {
-        fields.extend(rest);
-        if spec.records("created") {
-            fields.insert("created".to_owned(), config["created"].clone());
-        }
-        fields.retain(|_, value| !is_empty(value));
-    }
+    fields.extend(picked(config, &["os", "architecture", "variant", "author"]));
+    fields.retain(|_, value| !is_empty(value));
     fields
 }
 
-fn picked(value: &Value, keys: &[&str]) -> Value {
-    let found = keys.iter().filter_map(|key| value.get(key).map(|value| ((*key).to_owned(), value.clone())));
-    Value::Object(found.collect())
+/// What is recorded of an image's history, first entry first; times are not.
+pub fn history(image: &Image) -> Vec<Map<String, Value>> {
+    list(&image.config["history"]).iter().map(|entry| picked(entry, &HISTORY_KEYS)).collect()
+}
+
+fn picked(value: &Value, keys: &[&str]) -> Map<String, Value> {
+    keys.iter().filter_map(|key| value.get(key).map(|value| ((*key).to_owned(), value.clone()))).collect()
 }
 
 /// The recorded form of what the exporters of plain files wrote.
-pub(crate) fn tree(tree: &Tree, busybox: &Image, spec: &Spec) -> Value {
+pub fn tree(tree: &Tree, busybox: &Image, spec: &Spec) -> Value {
     let base = if tree.contains_key("bin/busybox") { tree_of(&busybox.layers) } else { Tree::new() };
     let (files, removed) = difference(tree, &base, spec);
     json!({ "files": files, "removed": removed })
@@ -103,7 +106,7 @@ pub(crate) fn tree(tree: &Tree, busybox: &Image, spec: &Spec) -> Value {
 fn difference(tree: &Tree, base: &Tree, spec: &Spec) -> (Vec<Value>, Vec<String>) {
     let mut groups: BTreeMap<*const Entry, Vec<&str>> = BTreeMap::new();
     for (path, entry) in tree {
-        groups.entry(Rc::as_ptr(entry)).or_default().push(path);
+        groups.entry(Arc::as_ptr(entry)).or_default().push(path);
     }
     let mut files = Vec::new();
     for (path, entry) in tree {
@@ -112,7 +115,7 @@ fn difference(tree: &Tree, base: &Tree, spec: &Spec) -> (Vec<Value>, Vec<String>
             continue;
         }
         let mut fields = shown(entry, spec, path, true);
-        let names = &groups[&Rc::as_ptr(entry)];
+        let names = &groups[&Arc::as_ptr(entry)];
         if names.len() > 1 {
             fields.insert("hardlinks".to_owned(), json!(names));
         }
@@ -154,7 +157,8 @@ fn shown(entry: &Entry, spec: &Spec, path: &str, as_text: bool) -> Map<String, V
     fields
 }
 
-fn type_name(kind: &Kind) -> &'static str {
+/// The word for a kind of entry.
+pub fn type_name(kind: &Kind) -> &'static str {
     match kind {
         Kind::File(_) => "file",
         Kind::HardLink(_) => "hardlink",

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::UNIX_EPOCH;
 
 /// The server. It serves until the program ends.
-pub(crate) struct Web {
+pub struct Web {
     port: u16,
     roots: Arc<Mutex<BTreeMap<String, PathBuf>>>,
 }
@@ -25,7 +25,7 @@ struct Answer {
 
 impl Web {
     /// Listens on a free port of loopback.
-    pub(crate) fn start() -> std::io::Result<Self> {
+    pub fn start() -> std::io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
         let web = Self { port: listener.local_addr()?.port(), roots: Arc::default() };
         let roots = web.roots.clone();
@@ -39,7 +39,7 @@ impl Web {
     }
 
     /// Serves `root` for `case`; returns its URL.
-    pub(crate) fn serve(&self, case: &str, root: PathBuf) -> String {
+    pub fn serve(&self, case: &str, root: PathBuf) -> String {
         self.roots.lock().expect("no server thread panics").insert(case.to_owned(), root);
         format!("http://localhost:{}/{case}", self.port)
     }

@@ -1,8 +1,8 @@
-//! Reads OCI archives and flattens layers to the tree that unpacking them gives.
+//! Reads archives of images and flattens layers to the tree that unpacking them gives.
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -14,48 +14,49 @@ const WHITEOUT: &str = ".wh.";
 const XATTR: &str = "SCHILY.xattr.";
 
 /// One image of an archive.
-pub(crate) struct Image {
+#[derive(Clone)]
+pub struct Image {
     /// `os/architecture[/variant]`.
-    pub(crate) platform: String,
+    pub platform: String,
     /// The config document.
-    pub(crate) config: Value,
+    pub config: Value,
     /// Base layer first.
-    pub(crate) layers: Vec<Layer>,
+    pub layers: Vec<Layer>,
 }
 
 /// One layer.
 #[derive(Clone)]
-pub(crate) struct Layer {
+pub struct Layer {
     /// Digest of its tar: archives are written uncompressed.
-    pub(crate) digest: String,
+    pub digest: String,
     /// In the order of the tar.
-    pub(crate) entries: Rc<Vec<Rc<Entry>>>,
+    pub entries: Arc<Vec<Arc<Entry>>>,
 }
 
 /// One entry of a layer or of a flattened tree.
 #[derive(Clone)]
-pub(crate) struct Entry {
+pub struct Entry {
     /// Without a slash in front; empty for the root.
-    pub(crate) path: String,
+    pub path: String,
     /// What it is.
-    pub(crate) kind: Kind,
+    pub kind: Kind,
     /// Permission bits.
-    pub(crate) mode: u32,
+    pub mode: u32,
     /// Owner.
-    pub(crate) uid: u64,
+    pub uid: u64,
     /// Group.
-    pub(crate) gid: u64,
+    pub gid: u64,
     /// Extended attributes, values in hex.
-    pub(crate) xattrs: BTreeMap<String, String>,
+    pub xattrs: BTreeMap<String, String>,
     /// As written; a fraction may follow the seconds.
-    pub(crate) mtime: String,
+    pub mtime: String,
 }
 
 /// The kinds of entries with what is theirs alone.
 #[derive(Clone, PartialEq)]
-pub(crate) enum Kind {
+pub enum Kind {
     /// A regular file.
-    File(Rc<Vec<u8>>),
+    File(Arc<Vec<u8>>),
     /// Another name of an entry before it.
     HardLink(String),
     /// A symbolic link.
@@ -70,7 +71,7 @@ pub(crate) enum Kind {
 
 impl Entry {
     /// Whether both are the same apart from their times.
-    pub(crate) fn same(&self, other: &Self) -> bool {
+    pub fn same(&self, other: &Self) -> bool {
         self.path == other.path
             && self.kind == other.kind
             && (self.mode, self.uid, self.gid) == (other.mode, other.uid, other.gid)
@@ -79,44 +80,70 @@ impl Entry {
 }
 
 /// What unpacking gives: path → entry. Names of one hard-linked file share their entry.
-pub(crate) type Tree = BTreeMap<String, Rc<Entry>>;
+pub type Tree = BTreeMap<String, Arc<Entry>>;
 
 /// The images of an OCI archive, attestations left out. Layers that are among `known` are not read again.
-pub(crate) fn read_images(archive: &[u8], known: &[Layer]) -> Result<Vec<Image>, String> {
-    let mut blobs = BTreeMap::new();
-    let mut tar = tar::Archive::new(archive);
-    for entry in tar.entries().map_err(text)? {
-        let mut entry = entry.map_err(text)?;
-        let path = entry.path().map_err(text)?.to_string_lossy().into_owned();
-        let mut data = Vec::new();
-        entry.read_to_end(&mut data).map_err(text)?;
-        blobs.insert(path, data);
-    }
-    let index = json(blobs.get("index.json").ok_or("the archive has no index.json")?)?;
+pub fn read_images(archive: &[u8], known: &[Layer]) -> Result<Vec<Image>, String> {
+    let members = members(archive)?;
+    let index = json(member(&members, "index.json")?)?;
     let mut manifests = Vec::new();
-    collect_manifests(&index, &blobs, &mut manifests)?;
-    manifests.iter().map(|manifest| read_image(manifest, &blobs, known)).collect()
+    collect_manifests(&index, &members, &mut manifests)?;
+    manifests.iter().map(|manifest| read_image(manifest, &members, known)).collect()
+}
+
+/// The images of an archive that `docker save` wrote, by name. Layers that are among `known` are not read again.
+pub fn read_saved_images(archive: &[u8], known: &[Layer]) -> Result<BTreeMap<String, Image>, String> {
+    let members = members(archive)?;
+    let mut images = BTreeMap::new();
+    for manifest in list(&json(member(&members, "manifest.json")?)?) {
+        let config = json(member(&members, &string(&manifest["Config"]))?)?;
+        let mut layers = Vec::new();
+        for (path, diff_id) in list(&manifest["Layers"]).iter().zip(list(&config["rootfs"]["diff_ids"])) {
+            layers.push(layer(string(diff_id), known, || member(&members, &string(path)))?);
+        }
+        let image = Image { platform: platform(&config), config, layers };
+        images.extend(list(&manifest["RepoTags"]).iter().map(|name| (string(name), image.clone())));
+    }
+    Ok(images)
 }
 
 /// Digest of the first document that an archive's index names.
-pub(crate) fn first_digest(archive: &[u8]) -> Result<String, String> {
-    let mut tar = tar::Archive::new(archive);
-    for entry in tar.entries().map_err(text)? {
-        let mut entry = entry.map_err(text)?;
-        if entry.path().map_err(text)?.as_os_str() == "index.json" {
-            let mut data = Vec::new();
-            entry.read_to_end(&mut data).map_err(text)?;
-            return Ok(string(&json(&data)?["manifests"][0]["digest"]));
-        }
-    }
-    Err("the archive has no index.json".to_owned())
+pub fn first_digest(archive: &[u8]) -> Result<String, String> {
+    let index = json(member(&members(archive)?, "index.json")?)?;
+    Ok(string(&index["manifests"][0]["digest"]))
 }
 
-fn collect_manifests(index: &Value, blobs: &BTreeMap<String, Vec<u8>>, found: &mut Vec<Value>) -> Result<(), String> {
+/// The files of an archive by path. The contents stay where they are. Of equal layers `docker save` writes one and
+/// links the others to it.
+fn members(archive: &[u8]) -> Result<BTreeMap<String, &[u8]>, String> {
+    let (mut members, mut links) = (BTreeMap::new(), Vec::new());
+    for entry in tar::Archive::new(archive).entries().map_err(text)? {
+        let entry = entry.map_err(text)?;
+        let path = normal(&String::from_utf8_lossy(&entry.path_bytes()));
+        if let (tar::EntryType::Symlink, Some(target)) = (entry.header().entry_type(), entry.link_name_bytes()) {
+            let target = normal(&join(split(&path).0, &String::from_utf8_lossy(&target)));
+            links.push((path, target));
+            continue;
+        }
+        let start = usize::try_from(entry.raw_file_position()).map_err(text)?;
+        let end = start + usize::try_from(entry.size()).map_err(text)?;
+        members.insert(path, archive.get(start..end).ok_or("the archive is cut short")?);
+    }
+    for (path, target) in links {
+        members.insert(path, member(&members, &target)?);
+    }
+    Ok(members)
+}
+
+fn member<'a>(members: &BTreeMap<String, &'a [u8]>, path: &str) -> Result<&'a [u8], String> {
+    members.get(path).copied().ok_or_else(|| format!("the archive has no {path}"))
+}
+
+fn collect_manifests(index: &Value, members: &BTreeMap<String, &[u8]>, found: &mut Vec<Value>) -> Result<(), String> {
     for descriptor in list(&index["manifests"]) {
-        let document = json(blob(blobs, &string(&descriptor["digest"]))?)?;
+        let document = json(blob(members, &string(&descriptor["digest"]))?)?;
         if document.get("manifests").is_some() {
-            collect_manifests(&document, blobs, found)?;
+            collect_manifests(&document, members, found)?;
         } else if descriptor["platform"]["os"] != "unknown" {
             found.push(document);
         }
@@ -124,31 +151,37 @@ fn collect_manifests(index: &Value, blobs: &BTreeMap<String, Vec<u8>>, found: &m
     Ok(())
 }
 
-fn read_image(manifest: &Value, blobs: &BTreeMap<String, Vec<u8>>, known: &[Layer]) -> Result<Image, String> {
-    let config = json(blob(blobs, &string(&manifest["config"]["digest"]))?)?;
+fn read_image(manifest: &Value, members: &BTreeMap<String, &[u8]>, known: &[Layer]) -> Result<Image, String> {
+    let config = json(blob(members, &string(&manifest["config"]["digest"]))?)?;
     let mut layers = Vec::new();
     for descriptor in list(&manifest["layers"]) {
         let digest = string(&descriptor["digest"]);
-        let layer = match known.iter().find(|layer| layer.digest == digest) {
-            Some(layer) => layer.clone(),
-            None => Layer { entries: Rc::new(read_layer(blob(blobs, &digest)?)?), digest },
-        };
-        layers.push(layer);
+        layers.push(layer(digest.clone(), known, || blob(members, &digest))?);
     }
-    let parts = ["os", "architecture", "variant"].map(|key| string(&config[key]));
-    let platform = parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
-    Ok(Image { platform, config, layers })
+    Ok(Image { platform: platform(&config), config, layers })
 }
 
-fn blob<'a>(blobs: &'a BTreeMap<String, Vec<u8>>, digest: &str) -> Result<&'a [u8], String> {
-    let path = format!("blobs/{}", digest.replace(':', "/"));
-    blobs.get(&path).map(Vec::as_slice).ok_or_else(|| format!("the archive has no {path}"))
+/// A layer from those that are `known`, or from its tar.
+fn layer<'a>(digest: String, known: &[Layer], tar: impl FnOnce() -> Result<&'a [u8], String>) -> Result<Layer, String> {
+    match known.iter().find(|layer| layer.digest == digest) {
+        Some(layer) => Ok(layer.clone()),
+        None => Ok(Layer { entries: Arc::new(read_layer(tar()?)?), digest }),
+    }
+}
+
+fn platform(config: &Value) -> String {
+    let parts = ["os", "architecture", "variant"].map(|key| string(&config[key]));
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/")
+}
+
+fn blob<'a>(members: &BTreeMap<String, &'a [u8]>, digest: &str) -> Result<&'a [u8], String> {
+    member(members, &format!("blobs/{}", digest.replace(':', "/")))
 }
 
 /// The entries of an uncompressed layer tar.
-pub(crate) fn read_layer(data: &[u8]) -> Result<Vec<Rc<Entry>>, String> {
+pub fn read_layer(data: &[u8]) -> Result<Vec<Arc<Entry>>, String> {
     let mut tar = tar::Archive::new(data);
-    tar.entries().map_err(text)?.map(|entry| read_entry(entry.map_err(text)?).map(Rc::new)).collect()
+    tar.entries().map_err(text)?.map(|entry| read_entry(entry.map_err(text)?).map(Arc::new)).collect()
 }
 
 fn read_entry(mut entry: tar::Entry<'_, &[u8]>) -> Result<Entry, String> {
@@ -186,7 +219,7 @@ fn read_entry(mut entry: tar::Entry<'_, &[u8]>) -> Result<Entry, String> {
         _ => {
             let mut data = Vec::new();
             entry.read_to_end(&mut data).map_err(text)?;
-            Kind::File(Rc::new(data))
+            Kind::File(Arc::new(data))
         }
     };
     Ok(Entry { path, kind, mode, uid, gid, xattrs, mtime })
@@ -194,7 +227,7 @@ fn read_entry(mut entry: tar::Entry<'_, &[u8]>) -> Result<Entry, String> {
 
 /// Applies one layer to `tree`. Tells for each entry whether it is a directory that only came along: it was there
 /// before, unchanged.
-pub(crate) fn apply_layer(tree: &mut Tree, entries: &[Rc<Entry>]) -> Vec<bool> {
+pub fn apply_layer(tree: &mut Tree, entries: &[Arc<Entry>]) -> Vec<bool> {
     for entry in entries {
         let (head, name) = split(&entry.path);
         if name == OPAQUE {
@@ -208,7 +241,7 @@ pub(crate) fn apply_layer(tree: &mut Tree, entries: &[Rc<Entry>]) -> Vec<bool> {
     entries.iter().map(|entry| apply_entry(tree, entry)).collect()
 }
 
-fn apply_entry(tree: &mut Tree, entry: &Rc<Entry>) -> bool {
+fn apply_entry(tree: &mut Tree, entry: &Arc<Entry>) -> bool {
     if is_whiteout(&entry.path) {
         return false;
     }
@@ -227,7 +260,7 @@ fn apply_entry(tree: &mut Tree, entry: &Rc<Entry>) -> bool {
 }
 
 /// The tree of a stack of layers, base layer first.
-pub(crate) fn tree_of(layers: &[Layer]) -> Tree {
+pub fn tree_of(layers: &[Layer]) -> Tree {
     let mut tree = Tree::new();
     for layer in layers {
         apply_layer(&mut tree, &layer.entries);
@@ -236,7 +269,7 @@ pub(crate) fn tree_of(layers: &[Layer]) -> Tree {
 }
 
 /// Whether the last part of a path marks a removal.
-pub(crate) fn is_whiteout(path: &str) -> bool {
+pub fn is_whiteout(path: &str) -> bool {
     split(path).1.starts_with(WHITEOUT)
 }
 
@@ -279,7 +312,7 @@ fn string(value: &Value) -> String {
 }
 
 /// Lower-case hexadecimal digits of `bytes`.
-pub(crate) fn hex(bytes: &[u8]) -> String {
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -1,0 +1,1 @@
+echo s3cret > secret
