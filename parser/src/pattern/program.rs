@@ -58,8 +58,13 @@ impl Matcher {
                 // `**/` and `**` are the same.
                 rest = behind.strip_prefix('/').unwrap_or(behind);
                 if rest.is_empty() {
+                    // Whatever stands before it that takes anything, it takes as well.
+                    while let Some(Token::Star | Token::Deep | Token::DeepLoop) = tokens.last() {
+                        tokens.pop();
+                    }
                     tokens.push(Token::Rest);
-                } else {
+                } else if tokens.last() != Some(&Token::DeepLoop) {
+                    // Two in a row are as one; a line of nothing but stars would have a state for each.
                     tokens.extend([Token::Deep, Token::DeepLoop]);
                 }
                 continue;
@@ -82,7 +87,10 @@ impl Matcher {
         match tokens.as_slice() {
             all if is_plain(all) => Self::Exact(literals(all)),
             [Token::Rest] => Self::Suffix(String::new()),
-            [Token::Deep, Token::DeepLoop, rest @ ..] if is_plain(rest) && !escaped => {
+            // Of one pair of stars: several have become one by now.
+            [Token::Deep, Token::DeepLoop, rest @ ..]
+                if is_plain(rest) && !escaped && pattern.matches('*').count() == 2 =>
+            {
                 Self::Suffix(pattern.strip_prefix("**").unwrap_or(pattern).to_owned())
             }
             [start @ .., Token::Rest] if is_plain(start) && !escaped => Self::Prefix(literals(start)),

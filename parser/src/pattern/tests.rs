@@ -64,6 +64,11 @@ fn lists_decide_as_recorded() {
 fn single_patterns() {
     let table: &[(&str, &[&str], &[&str])] = &[
         ("**/x", &["x", "a/x", "a/b/x"], &["ax", "x/a", "a/xx"]),
+        ("****x", &["x", "a/x", "a/b/x"], &["ax", "x/a", "a/xx"]),
+        ("**/**/x", &["x", "a/x", "a/b/x"], &["ax", "x/a", "a/xx"]),
+        ("***x", &["x", "ax", "a/bx"], &["x/a", "xa"]),
+        ("a****", &["a", "ab", "a/b"], &["b", "b/a"]),
+        ("a/**/**", &["a/b", "a/b/c"], &["a", "ab"]),
         ("a/**", &["a/b", "a/b/c"], &["a", "ab"]),
         ("a/**/b", &["a/b", "a/x/b", "a/x/y/b"], &["ab", "a/xb", "a/b/c"]),
         ("**.txt", &["x.txt", "a/x.txt", ".txt"], &["x.txtt"]),
@@ -111,6 +116,16 @@ fn faults() {
         let error = Patterns::parse_ignore_file(text.as_bytes()).unwrap_err();
         assert_eq!(error, want, "{text:?}");
         assert_eq!(error.to_string(), message);
+    }
+}
+
+/// Each pair of stars once was a state of its own.
+#[test]
+fn a_line_of_stars_costs_no_more_than_two() {
+    let path = "d/".repeat(2000) + "x";
+    let patterns = Patterns::new([format!("{}x", "*".repeat(60_000)), format!("y{}", "*".repeat(60_000))]).unwrap();
+    for _ in 0..100 {
+        assert!(patterns.matches(&path));
     }
 }
 
