@@ -380,7 +380,7 @@ fn flags() {
     let space = Space::with_busybox();
     space.write("Dockerfile", "FROM busybox\n");
     let secret = "write --secret id=NAME,src=FILE or --secret id=NAME,env=VARIABLE";
-    let output = "write `-o type=oci,dest=FILE`; types are image, oci, docker, local, tar and cacheonly";
+    let output = "write `-o type=oci,dest=FILE`; types are image, registry, oci, docker, local, tar and cacheonly";
     let cases: [(&[&str], &str, &[&str]); 19] = [
         (&["--tga", "x", "."], "unknown flag: --tga", &["did you mean --tag?"]),
         (&["--bulid-arg", "A=1", "."], "unknown flag: --bulid-arg", &["did you mean --build-arg?"]),
