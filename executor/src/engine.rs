@@ -16,8 +16,8 @@ use solver::plan::IgnoreFile;
 use solver::plan::patterns::Patterns;
 use solver::traits::Selection;
 use solver::{
-    Chain, Executor, FileOp, Graph, ImageOp, Input, Op, OpError, Progress, ResolvedImage, Resolver, ResultRef,
-    SolveContext, Step, TargetUse, Work, solve,
+    Chain, Executor, FileOp, Graph, ImageOp, Input, OciLayout, Op, OpError, Progress, ResolvedImage, Resolver,
+    ResultRef, SolveContext, Step, TargetUse, Work, solve,
 };
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -359,6 +359,15 @@ impl Resolver for Engine {
         step: &Step,
     ) -> Result<ResolvedImage, OpError> {
         self.inner.parts.images.resolve(reference, platform, step).await
+    }
+
+    async fn resolve_layout(
+        &self,
+        layout: &OciLayout,
+        platform: &Platform,
+        step: &Step,
+    ) -> Result<ResolvedImage, OpError> {
+        self.inner.parts.images.resolve_layout(layout, platform, step).await
     }
 
     async fn newest_time(&self, graph: &Graph, files: Input) -> Result<Option<i64>, OpError> {

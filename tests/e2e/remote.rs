@@ -173,3 +173,62 @@ fn an_archive_on_standard_input_is_a_context() {
     let ran = build("tar -c .", &["-f", "link"]);
     assert!(ran.stderr.contains("open link: no such file or directory"), "no link leads out: {}", ran.stderr);
 }
+
+#[test]
+fn images_in_layouts_are_contexts() {
+    need!(Need::Root, Need::Program("busybox"));
+    let space = Space::with_busybox();
+    let named = |output: &str| format!("type=oci,tar=false,dest=layout,{output}");
+    space.write("base/Dockerfile", "FROM busybox\nENV KIND=layout\nRUN echo made > /made\n");
+    space.rbuild(["-q", "-o", &named("name=app:1"), "base"]).success();
+    space.write("multi/Dockerfile", "FROM scratch\nARG TARGETARCH\nCOPY <<E /arch\n$TARGETARCH\nE\n");
+    let platforms = "--platform=linux/amd64,linux/arm64";
+    space.rbuild(["-q", platforms, "-o", &named("name=multi:2"), "multi"]).success();
+    let index: serde_json::Value = serde_json::from_str(&space.read("layout/index.json")).expect("JSON");
+    let digest = index["manifests"][0]["digest"].as_str().expect("digest").to_owned();
+
+    // In another store, where nothing of it is known; and without the layout, once it has been read.
+    let other = Space::new();
+    other.write(
+        "Dockerfile",
+        "FROM lay AS base\nRUN echo $KIND > /kind\nFROM scratch\nCOPY --from=base /made /kind /\n",
+    );
+    let layout = space.path("layout").display().to_string();
+    for value in [format!("{layout}:1"), format!("{layout}@{digest}"), format!("{layout}:none@{digest}")] {
+        drop(std::fs::remove_dir_all(other.path("out")));
+        let context = format!("lay=oci-layout://{value}");
+        let ran = other.rbuild(["--progress=plain", "--build-context", &context, "-o", "out", "."]);
+        assert_eq!(ran.code, 0, "{value}: {}", ran.stderr);
+        assert_eq!((other.read("out/made"), other.read("out/kind")), ("made\n".to_owned(), "layout\n".to_owned()));
+    }
+    other.write("arch/Dockerfile", "FROM scratch\nCOPY --from=lay /arch /\n");
+    let context = format!("lay=oci-layout://{layout}:2");
+    let args = ["--build-context", &context, "--platform=linux/arm64", "-o", "out", "arch"];
+    other.rbuild(args).success();
+    assert_eq!(other.read("out/arch"), "arm64\n");
+
+    for (value, message) in [
+        (format!("{layout}:3"), "has no image `3`: it has docker.io/library/app:1, docker.io/library/multi:2"),
+        (format!("{layout}-not"), "index.json`: No such file or directory"),
+        (format!("{layout}@sha256:{}", "0".repeat(64)), "No such file or directory"),
+    ] {
+        let context = format!("lay=oci-layout://{value}");
+        let ran = other.rbuild(["--build-context", &context, "-o", "out", "arch"]);
+        assert_eq!(ran.code, 1, "{value}: {}", ran.stderr);
+        assert!(ran.stderr.contains(message), "{value}: {}", ran.stderr);
+    }
+    let args = ["--build-context", &context, "--platform=linux/s390x", "-o", "out", "arch"];
+    let ran = other.rbuild(args);
+    assert!(ran.stderr.contains("help: it has linux/amd64, linux/arm64"), "{}", ran.stderr);
+    // Layers that have been tampered with.
+    let layer = index["manifests"][0]["digest"].as_str().expect("digest").replace("sha256:", "layout/blobs/sha256/");
+    let manifest: serde_json::Value = serde_json::from_str(&space.read(&layer)).expect("JSON");
+    let last = manifest["layers"].as_array().expect("layers").last().expect("a layer")["digest"].clone();
+    space.write(&last.as_str().expect("digest").replace("sha256:", "layout/blobs/sha256/"), "other bytes");
+    let third = Space::new();
+    third.write("Dockerfile", "FROM lay\nCOPY Dockerfile /\n");
+    let context = format!("lay=oci-layout://{layout}:1");
+    let ran = third.rbuild(["--build-context", &context, "-o", "out", "."]);
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    assert!(ran.stderr.contains("is not what its name says"), "{}", ran.stderr);
+}

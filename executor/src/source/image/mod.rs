@@ -6,6 +6,7 @@
 //! Spec: `spec/engine.md` §4.2.
 
 mod fetch;
+mod local_layout;
 mod resolve;
 #[cfg(test)]
 mod tests;
