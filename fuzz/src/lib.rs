@@ -8,8 +8,9 @@ use parser::LineRange;
 /// Blown-up inputs have about this size: what a large Dockerfile has.
 const STRETCHED_BYTES: usize = 60_000;
 
-/// No input of that size may take longer, in an optimised build that counts coverage.
-const LIMIT: Duration = Duration::from_secs(2);
+/// All that a target does with an input of that size (a dozen expansions, for instance) takes less, in an optimised build
+/// that counts coverage, on a busy machine.
+const LIMIT: Duration = Duration::from_secs(5);
 
 /// One in so many inputs is blown up.
 const STRETCH_ONE_IN: u64 = 512;
