@@ -88,8 +88,6 @@ pub(crate) struct ImageOptions {
 /// How an image goes to registries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PushOptions {
-    /// Nothing is tagged: the image is found by its digest.
-    pub(crate) by_digest: bool,
     /// The registries need no valid certificate, and may speak plain HTTP.
     pub(crate) is_insecure: bool,
 }
@@ -115,6 +113,15 @@ pub(crate) fn parse_all(
     if outputs.iter_mut().filter_map(Output::image_options).any(|options| is_nameless(options)) {
         return Err(Failure::usage("tag is needed when pushing to registry")
             .help("name the image: `-t registry.example.com/team/app:1.0`"));
+    }
+    // Only `push-by-digest` leaves names without a tag.
+    let is_untagged = |options: &ImageOptions| options.names.iter().any(ImageRef::is_name_only);
+    if outputs
+        .iter_mut()
+        .filter_map(Output::image_options)
+        .any(|options| options.push.is_none() && is_untagged(options))
+    {
+        return Err(Failure::usage("push-by-digest means nothing without push=true or --push"));
     }
     if annotations.is_empty() {
         return Ok(outputs);
@@ -331,9 +338,9 @@ fn pushed_options(attributes: &mut BTreeMap<String, String>, tags: &[ImageRef]) 
     let is_insecure = flag(attributes, "registry.insecure")?.unwrap_or(false);
     let is_pushed = flag(attributes, "push")?.unwrap_or(false);
     let is_unnamed = flag(attributes, "store")? == Some(false);
-    let untagged = match attributes.get("name").filter(|_| by_digest && is_pushed) {
+    let untagged = match attributes.get("name").filter(|_| by_digest) {
         Some(names) => Some(names.split(',').map(untagged).collect::<Result<Vec<_>, _>>()?),
-        None if by_digest && is_pushed => {
+        None if by_digest => {
             return Err(Failure::usage("push-by-digest needs a name without a tag")
                 .help("`-o type=image,name=registry.example.com/team/app,push-by-digest=true,push=true`"));
         }
@@ -345,7 +352,7 @@ fn pushed_options(attributes: &mut BTreeMap<String, String>, tags: &[ImageRef]) 
     let options = image_options(attributes, tags)?;
     Ok(ImageOptions {
         is_unnamed: is_unnamed || by_digest,
-        push: is_pushed.then_some(PushOptions { by_digest, is_insecure }),
+        push: is_pushed.then_some(PushOptions { is_insecure }),
         names: untagged.unwrap_or(options.names),
         ..options
     })

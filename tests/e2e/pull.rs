@@ -328,7 +328,7 @@ fn credentials() {
     let none = build(None);
     assert_eq!(none.code, 1, "{}", none.stderr);
     assert!(none.stderr.contains(denied), "{}", none.stderr);
-    assert!(none.stderr.contains(&format!("help: log in: docker login {}", registry.host())), "{}", none.stderr);
+    assert!(none.stderr.contains(&format!("help: log in: rbuild login {}", registry.host())), "{}", none.stderr);
     // builder:wrong
     let wrong = build(Some("YnVpbGRlcjp3cm9uZw=="));
     assert_eq!(wrong.code, 1, "{}", wrong.stderr);

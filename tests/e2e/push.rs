@@ -163,7 +163,15 @@ fn builds_are_pushed_straight_to_registries() {
         Command::new("skopeo").args(["list-tags", "--tls-verify=false", &format!("docker://{repository}")]).output();
     assert!(!tags.expect("skopeo starts").status.success(), "nothing is tagged");
 
+    // As well when the flag says that it is pushed.
+    let output = format!("type=image,name={repository},push-by-digest=true");
+    space.rbuild(["--push", "-o", &output, "."]).success();
+    let tags =
+        Command::new("skopeo").args(["list-tags", "--tls-verify=false", &format!("docker://{repository}")]).output();
+    assert!(!tags.expect("skopeo starts").status.success(), "nothing is tagged");
+
     for (args, message) in [
+        (vec!["-o", "type=image,name=a,push-by-digest=true", "."], "push-by-digest means nothing without push=true"),
         (vec!["--push", "."], "tag is needed when pushing to registry"),
         (vec!["-o", "type=image,name=a:1,push=true,push-by-digest=true", "."], "can't push tagged ref a:1 by digest"),
         (vec!["-o", "type=registry,name=a:b:c", "."], "invalid tag \"a:b:c\""),

@@ -4,6 +4,8 @@
 //! tokens, mirrors, redirects, limits and passing failures. It knows nothing of layers or of what is in a blob, keeps
 //! nothing on disk, and reads no environment: everything comes in by [`ClientOptions`].
 //!
+//! [`keep_login`] is for people who log in: it writes docker's `config.json`, which the client only reads.
+//!
 //! **Invariant:** bytes are never reported as read before their digest has been verified.
 //! **Invariant:** credentials and tokens go to the host that asked for them and to its token server, nowhere else; no
 //! error, log line or `Debug` output holds one.

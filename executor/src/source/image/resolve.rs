@@ -273,7 +273,7 @@ impl Tried {
         match &failure {
             Some(Missing::Registry(RegistryError::Unauthorized { had_credentials, attempt, .. })) => {
                 let why = if *had_credentials { "the credentials were refused; " } else { "" };
-                error.help(format!("{why}log in: docker login {}", attempt.host))
+                error.help(format!("{why}log in: rbuild login {}", attempt.host))
             }
             _ => error,
         }
