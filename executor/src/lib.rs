@@ -4,11 +4,13 @@
 #![deny(unsafe_code)]
 
 pub mod context;
+pub mod copy_out;
 pub mod engine;
 pub mod export;
 pub mod fetched;
 pub mod files;
 pub mod layer;
+mod owners;
 pub mod packer;
 pub mod push;
 pub mod run;

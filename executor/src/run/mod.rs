@@ -7,7 +7,6 @@ mod cache_mount;
 mod mounts;
 mod outcome;
 mod secret;
-mod seed;
 mod ssh;
 
 use std::path::{Path, PathBuf};

@@ -13,6 +13,7 @@
 //! Kernel: Linux ≥ 5.12 for all of it; ≥ 6.5 for chains of layers without a limit in bytes.
 
 mod cgroup;
+mod chroot;
 mod command;
 mod control;
 mod devices;
@@ -27,6 +28,7 @@ mod namespaces;
 mod network;
 mod overlay;
 mod points;
+mod pretend;
 mod room;
 mod rootfs;
 mod rootless;

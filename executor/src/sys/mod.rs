@@ -10,4 +10,5 @@ pub mod bpf;
 pub mod mount;
 pub mod namespace;
 pub mod net;
+pub mod notify;
 pub mod spawn;
