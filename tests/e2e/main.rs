@@ -6,6 +6,7 @@ mod check;
 mod errors;
 mod harness;
 mod interrupt;
+mod isolation;
 mod platforms;
 mod pull;
 mod push;

@@ -22,6 +22,8 @@ pub(crate) const REFEREES: &[Need] = &[
     ("git", "git"),
     ("getcap", "libcap2-bin"),
     ("strace", "strace"),
+    ("newuidmap", "uidmap"),
+    ("runc", "runc"),
 ];
 
 /// The other builder of `compare`; a client that does not bring BuildKit along needs docker-buildx as well.

@@ -50,6 +50,7 @@ use tokio::signal::unix::SignalKind;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+pub use chroot::kill_lost;
 pub use command::DEFAULT_PATH;
 pub use error::SandboxError;
 pub use isolation::{Confinement, Isolation, IsolationMode, TreeStyle, missing_for_chroot, missing_privileges};

@@ -26,7 +26,7 @@ use super::mounts::{self, Prepared, Workshop, file_attributes};
 use super::namespaces::{Namespaces, Remains};
 use super::overlay::Overlay;
 use super::points::{self, MadePoint, PointKind};
-use super::pretend::Pretender;
+use super::pretend::{Pretender, adopt};
 use super::room::Room;
 use super::spec::{Exit, SandboxSpec};
 use super::streams::Streams;
@@ -70,7 +70,7 @@ pub(super) fn perform<'a>(
     let stubs = make_stubs(host, spec, scratch)?;
     mounts::copy_root_metadata(&spec.lower, &spec.upper)?;
 
-    let mut made = Vec::new();
+    let (mut made, mut user) = (Vec::new(), None);
     let step = Step {
         host,
         spec,
@@ -93,7 +93,7 @@ pub(super) fn perform<'a>(
             Some(devices) => devices,
             None => Devices::prepare(host, policy, spec.shm_size_bytes)?,
         };
-        let outcome = step.run(&namespaces, &devices, &mut made);
+        let outcome = step.run(&namespaces, &devices, &mut made, &mut user);
         let remains = namespaces.leave();
         let is_success = matches!(outcome, Ok((Ended::Exited(0), None)));
         (outcome, is_success.then_some(remains))
@@ -101,6 +101,9 @@ pub(super) fn perform<'a>(
     let targets = spec.mounts.iter().map(|mount| mount.target.as_str()).chain([HOSTS, RESOLV_CONF]);
     points::remove_traces(&spec.upper, &spec.lower, targets, &made)?;
     let (ended, not_started) = outcome?;
+    if let Some(user) = user.filter(|user| host.isolation == Isolation::SingleId && (user.uid, user.gid) != (0, 0)) {
+        adopt(&spec.upper, &spec.lower, user.uid, user.gid)?;
+    }
     let (code, signal) = match ended {
         Ended::Exited(code) => (code, None),
         Ended::Killed(signal) => (128 + signal, Some(signal)),
@@ -180,6 +183,7 @@ impl Step<'_> {
         namespaces: &Namespaces<'_>,
         devices: &Devices,
         made: &mut Vec<MadePoint>,
+        user: &mut Option<RunUser>,
     ) -> Result<Outcome, SandboxError> {
         let Sources { early, sys, late } = self.mount_root_and_prepare(namespaces)?;
         mounts::enter_root(&self.host.root_point())?;
@@ -188,11 +192,13 @@ impl Step<'_> {
         self.fill_root(devices, early, made)?;
         let account = login::account(&self.spec.user)?;
         if !is_kernel_path(&self.spec.cwd) {
-            login::make_directory(&self.spec.cwd, &account)?;
+            login::make_directory(&self.spec.cwd, self.spec.cwd.as_ref(), &account)?;
         }
         let mut mounts = self.kernel_mounts(sys);
         mounts.extend(late);
-        self.start_and_wait(&account, mounts)
+        let outcome = self.start_and_wait(&account, mounts)?;
+        *user = Some(account);
+        Ok(outcome)
     }
 
     /// Mounts the root at the host's root point and opens whatever comes from the host's paths.
@@ -257,7 +263,9 @@ impl Step<'_> {
         Ok(LateMount::Attach { mount, target })
     }
 
-    /// A user namespace may mount a `proc` or `sysfs` only while it sees all of the host's: these lie below ours. And it
+    /// A user namespace may mount a `proc` or `sysfs` only while it sees all of the host's: these lie below ours. In a
+    /// container, where parts of them are masked, ours cannot be mounted, and the container's own is what a command sees:
+    /// names of its processes, and nothing that could be done to them from another user namespace. And it
     /// may not mount a `sysfs` at all for a network namespace that is not its own: then the host's is shown, protected.
     fn kernel_sources(&self, namespaces: &Namespaces<'_>) -> Result<KernelSources, SandboxError> {
         if self.host.isolation == Isolation::Root {
@@ -291,8 +299,9 @@ impl Step<'_> {
     /// `/proc`, `/sys`, and what is hidden of them.
     fn kernel_mounts(&self, sources: KernelSources) -> Vec<LateMount> {
         let security = self.spec.security;
+        let has_substitute = !sources.mounts.is_empty();
         let mut mounts = sources.mounts;
-        mounts.push(LateMount::Call(rootfs::proc_mount()));
+        mounts.push(LateMount::Call(rootfs::proc_mount(has_substitute)));
         if !sources.is_final {
             mounts.push(LateMount::Call(rootfs::sys_mount(security)));
             if self.host.hierarchy.is_unified() {
@@ -332,6 +341,7 @@ impl Step<'_> {
             session: streams.session,
             mounts,
             limits: self.limits.clone(),
+            root: None,
             filter: if confined { seccomp::default_filter() } else { None },
             listener: pretender.as_ref().and_then(Pretender::listener),
             directory,
@@ -351,7 +361,7 @@ impl Step<'_> {
                 self.accompany(&child, streams)
             }
             Err(SpawnError::Child { stage: Stage::Exec, errno }) => {
-                let (reason, text) = command.explain(errno);
+                let (reason, text) = command.explain(errno, Path::new("/"));
                 self.say(&text);
                 Ok((Ended::Exited(1), Some(reason)))
             }
@@ -386,6 +396,7 @@ impl Step<'_> {
                 return SandboxError::Mount { what: "a file system".to_owned(), target, errno };
             }
             Stage::Limit(_) => "set a resource limit",
+            Stage::Root => "change the root",
             Stage::Filter => "install the system call filter",
             Stage::Directory => return SandboxError::Directory { path: self.spec.cwd.clone(), errno },
             Stage::Identity => "become the user",

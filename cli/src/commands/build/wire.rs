@@ -112,7 +112,7 @@ fn http_client() -> reqwest::Result<reqwest::Client> {
 pub(crate) fn unpack_options(confinement: &Confinement) -> UnpackOptions {
     let flavour = match confinement.isolation.tree_style() {
         TreeStyle::Trusted => OverlayFlavour::Trusted,
-        TreeStyle::User | TreeStyle::Noted => OverlayFlavour::User,
+        _ => OverlayFlavour::User,
     };
     UnpackOptions { flavour, ..UnpackOptions::default() }
 }

@@ -50,6 +50,8 @@ pub struct Plan<'a> {
     pub mounts: Vec<LateMount>,
     /// Resource limits: number and value.
     pub limits: Vec<(u32, Limit)>,
+    /// Its root, if that is not the calling thread's.
+    pub root: Option<CString>,
     /// System call filter, installed before privileges are dropped.
     pub filter: Option<&'a [FilterInstruction]>,
     /// Calls that are answered by somebody else; its ids then stay as they are, whatever [`Plan::identity`] says.
@@ -114,6 +116,8 @@ pub struct MountCall {
     pub options: Option<CString>,
     /// Whether a missing target is nothing to worry about.
     pub optional: bool,
+    /// Whether it is nothing to worry about that the kernel forbids it: something else lies at the target.
+    pub has_substitute: bool,
 }
 
 /// Ids, groups and capabilities.
@@ -181,6 +185,8 @@ pub enum Stage {
     Limit(usize),
     /// Installing the system call filter.
     Filter,
+    /// Changing the root.
+    Root,
     /// Entering the working directory.
     Directory,
     /// Becoming the user.
