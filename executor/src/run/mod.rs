@@ -10,8 +10,9 @@ mod secret;
 mod seed;
 mod ssh;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use solver::{NetworkMode, OpError, RunOp, Step, Stream};
 use tokio_util::sync::CancellationToken;
@@ -50,6 +51,7 @@ pub struct Runner {
     store: cache::Store,
     options: Arc<RunOptions>,
     resets: Arc<Resets>,
+    warned: Arc<Warned>,
 }
 
 /// Where the files of an input lie.
@@ -93,7 +95,21 @@ pub struct RunRequest<'a> {
 impl Runner {
     /// Commands run in `sandbox`; persistent directories lie in `store`.
     pub fn new(sandbox: Sandbox, store: cache::Store, options: RunOptions) -> Self {
-        Self { sandbox, store, options: Arc::new(options), resets: Arc::default() }
+        Self { sandbox, store, options: Arc::new(options), resets: Arc::default(), warned: Arc::default() }
+    }
+
+    /// Begins what `op` will need and what takes a while, before its files are there. Never blocks.
+    pub fn expect(&self, op: &RunOp) {
+        if self.network(op) == NetworkMode::Default {
+            self.sandbox.expect_network();
+        }
+    }
+
+    fn network(&self, op: &RunOp) -> NetworkMode {
+        match op.network {
+            NetworkMode::Default => self.options.network.unwrap_or(NetworkMode::Default),
+            mode => mode,
+        }
     }
 
     /// Runs a step, and if it succeeds `then`, on the step's thread: what the step wrote is in `request.upper` by then, and
@@ -121,7 +137,7 @@ impl Runner {
             drop(sender.send(next));
         };
         let exit = self.sandbox.run(spec, &mut log, Box::new(then), request.cancel).await;
-        let outcome = outcome::judge(request.op, exit.map(|exit| warn(request.step, exit)));
+        let outcome = outcome::judge(request.op, exit.map(|exit| self.warned.say(request.step, exit)));
         match (outcome, result.try_recv()) {
             (Ok(()), Ok(Next::Done(done))) => done,
             // Programs have many words for a full disk, or none.
@@ -138,7 +154,7 @@ impl Runner {
     pub async fn run_interactive(&self, request: RunRequest<'_>, stdio: Stdio) -> Result<Exit, OpError> {
         let (spec, _mounts) = self.prepare(&request, stdio).await?;
         let exit = self.sandbox.run_interactive(spec, request.cancel).await;
-        exit.map(|exit| warn(request.step, exit)).map_err(|error| outcome::op_error(request.op, error))
+        exit.map(|exit| self.warned.say(request.step, exit)).map_err(|error| outcome::op_error(request.op, error))
     }
 
     /// The sandbox for a request, and what has to be kept while it runs.
@@ -161,10 +177,6 @@ impl Runner {
         for (name, value) in &mounts.variables {
             environment.set(name.clone(), value.clone());
         }
-        let network = match op.network {
-            NetworkMode::Default => self.options.network.unwrap_or(NetworkMode::Default),
-            mode => mode,
-        };
         let cgroup_parent = op.cgroup_parent.clone().or_else(|| self.options.resources.cgroup_parent.clone());
         let spec = SandboxSpec {
             lower: request.root.clone(),
@@ -176,7 +188,7 @@ impl Runner {
             user: op.user.clone(),
             hostname: op.hostname.clone(),
             extra_hosts: op.extra_hosts.iter().map(|host| (host.name.clone(), host.address.clone())).collect(),
-            network,
+            network: self.network(op),
             security: op.security,
             shm_size_bytes: op.shm_size_bytes,
             ulimits: op.ulimits.clone(),
@@ -205,11 +217,20 @@ fn is_full(path: &Path) -> bool {
     rustix::fs::statvfs(path).is_ok_and(|disk| disk.f_bavail * disk.f_frsize < NEXT_TO_NOTHING)
 }
 
-fn warn(step: &Step, exit: Exit) -> Exit {
-    for warning in &exit.warnings {
-        step.warn(warning.clone());
+/// What this build has said already: what a machine does not allow holds for all steps.
+#[derive(Default)]
+struct Warned(Mutex<HashSet<String>>);
+
+impl Warned {
+    /// Says the warnings that are new.
+    fn say(&self, step: &Step, mut exit: Exit) -> Exit {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        exit.warnings.retain(|warning| said.insert(warning.clone()));
+        for warning in &exit.warnings {
+            step.warn(warning.clone());
+        }
+        exit
     }
-    exit
 }
 
 /// Variables in order; a later one replaces an earlier one of its name.

@@ -83,6 +83,7 @@ pub(super) fn perform<'a>(
             None => (Namespaces::enter(host, spec.network)?, None),
         };
         namespaces.give_to(spec)?;
+        warnings.extend(namespaces.warning.take());
         let devices = match devices.filter(|devices| devices.fit(policy, spec.shm_size_bytes)) {
             Some(devices) => devices,
             None => Devices::prepare(host, policy, spec.shm_size_bytes)?,
@@ -201,8 +202,10 @@ impl Step<'_> {
         Overlay { lower, upper, user_xattrs, devices }.mount(&host.root_point())?;
 
         let hosts = host.shared_file(&network::hosts(&spec.hostname, &spec.extra_hosts))?;
-        let resolv = network::host_resolv_conf();
-        let resolv = if namespaces.private_network { network::private_resolv_conf(&resolv) } else { resolv };
+        let resolv = match namespaces.private_network {
+            true => network::resolv::private(namespaces.resolver),
+            false => network::resolv::host(),
+        };
         let resolv = host.shared_file(&resolv)?;
         let quiet = file_attributes(0o644);
         let mut early =

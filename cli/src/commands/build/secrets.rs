@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use cache::Store;
 use executor::run::{Agent, AgentStore, KeyError, MOST_KEY_FILE_BYTES, PrivateKey, RunOptions, Runner, Secret};
-use executor::sandbox::{HostNetwork, Sandbox};
+use executor::sandbox::{PastaNetwork, Sandbox};
 use executor::source::SecretLookup;
 
 use crate::env;
@@ -35,7 +35,8 @@ pub(crate) fn runner(store: &Store, secrets: &[SecretArg], agents: AgentStore) -
             }
         };
     }
-    let sandbox = Sandbox::new(store.scratch_dir()?, Arc::new(HostNetwork))
+    let network = PastaNetwork::new(env::var("PATH").unwrap_or_default());
+    let sandbox = Sandbox::new(store.scratch_dir()?, Arc::new(network))
         .map_err(|error| Failure::environment(error.to_string()))?;
     Ok(Runner::new(sandbox, store.clone(), options))
 }
