@@ -4,6 +4,7 @@
 //! nor how a sandbox works. Read [`Runner`] first. Spec: `spec/dockerfile.md` §2.2, §8, `spec/engine.md` §3.6, §5.2.
 
 mod cache_mount;
+mod host_ca;
 mod mounts;
 mod outcome;
 mod secret;
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use solver::{NetworkMode, OpError, RunOp, Step, Stream};
 use tokio_util::sync::CancellationToken;
 
+pub use host_ca::HostCa;
 pub use secret::{MOST_SECRET_BYTES, Secret, SecretStore};
 pub use ssh::{Agent, AgentStore, DEFAULT_AGENT, KeyError, MOST_KEY_FILE_BYTES, PrivateKey};
 
@@ -25,6 +27,7 @@ pub(crate) use ssh::AgentSocket;
 use crate::context::LocalContext;
 use crate::sandbox::{DEFAULT_PATH, Exit, Resources, Sandbox, SandboxSpec, Stdio};
 use cache_mount::Resets;
+use host_ca::Trust;
 use mounts::Mounts;
 
 /// What may be wrong when a command fails on a full disk.
@@ -42,6 +45,8 @@ pub struct RunOptions {
     pub secrets: SecretStore,
     /// Agents by id.
     pub agents: AgentStore,
+    /// Certificate authorities that commands trust in addition to the image's.
+    pub host_ca: Option<HostCa>,
 }
 
 /// Runs commands for one build. Cheap to clone.
@@ -126,18 +131,26 @@ impl Runner {
         request: RunRequest<'_>,
         then: impl FnOnce() -> Result<T, OpError> + Send + 'static,
     ) -> Result<T, OpError> {
-        let (spec, _mounts) = self.prepare(&request, Stdio::Piped).await?;
+        let (spec, extras) = self.prepare(&request, Stdio::Piped).await?;
         let step = request.step.clone();
         let mut log = move |stream: Stream, bytes: &[u8]| step.log(stream, bytes.to_vec());
         let (sender, result) = std::sync::mpsc::sync_channel(1);
         let upper = request.upper.clone();
         let then = move |succeeded: bool| {
-            let next = if succeeded { Next::Done(then()) } else { Next::Failed { disk_is_full: is_full(&upper) } };
+            let next = if succeeded {
+                Next::Done(extras.remove_traces(&upper).and_then(|()| then()))
+            } else {
+                Next::Failed { disk_is_full: is_full(&upper) }
+            };
             // There is room for the one value.
             drop(sender.send(next));
         };
         let exit = self.sandbox.run(spec, &mut log, Box::new(then), request.cancel).await;
-        let outcome = outcome::judge(request.op, exit.map(|exit| self.warned.say(request.step, exit)));
+        let outcome = outcome::judge(
+            request.op,
+            exit.map(|exit| self.warned.say(request.step, exit)),
+            self.options.resources.memory_bytes,
+        );
         match (outcome, result.try_recv()) {
             (Ok(()), Ok(Next::Done(done))) => done,
             // Programs have many words for a full disk, or none.
@@ -152,13 +165,13 @@ impl Runner {
     /// # Errors
     /// As [`Runner::run`], but a command's failure is its exit code.
     pub async fn run_interactive(&self, request: RunRequest<'_>, stdio: Stdio) -> Result<Exit, OpError> {
-        let (spec, _mounts) = self.prepare(&request, stdio).await?;
+        let (spec, _extras) = self.prepare(&request, stdio).await?;
         let exit = self.sandbox.run_interactive(spec, request.cancel).await;
         exit.map(|exit| self.warned.say(request.step, exit)).map_err(|error| outcome::op_error(request.op, error))
     }
 
     /// The sandbox for a request, and what has to be kept while it runs.
-    async fn prepare(&self, request: &RunRequest<'_>, stdio: Stdio) -> Result<(SandboxSpec, Mounts), OpError> {
+    async fn prepare(&self, request: &RunRequest<'_>, stdio: Stdio) -> Result<(SandboxSpec, Extras), OpError> {
         let op = request.op;
         if let Some(device) = op.devices.iter().find(|device| device.required) {
             return Err(OpError::input(format!("device {} is requested by the build but not allowed", device.name)));
@@ -177,9 +190,17 @@ impl Runner {
         for (name, value) in &mounts.variables {
             environment.set(name.clone(), value.clone());
         }
+        let mut lower = request.root.clone();
+        let mut all_mounts = mounts.mounts.clone();
+        let trust = self.trust(&request.root).await?;
+        if let Some(trust) = &trust {
+            Trust::set_variables(&mut environment);
+            lower.extend(trust.layer());
+            all_mounts.insert(0, trust.mount());
+        }
         let cgroup_parent = op.cgroup_parent.clone().or_else(|| self.options.resources.cgroup_parent.clone());
         let spec = SandboxSpec {
-            lower: request.root.clone(),
+            lower,
             upper: request.upper.clone(),
             work: request.work.clone(),
             args: op.args.clone(),
@@ -193,10 +214,30 @@ impl Runner {
             shm_size_bytes: op.shm_size_bytes,
             ulimits: op.ulimits.clone(),
             resources: Resources { cgroup_parent, ..self.options.resources.clone() },
-            mounts: mounts.mounts.clone(),
+            mounts: all_mounts,
             stdio,
         };
-        Ok((spec, mounts))
+        Ok((spec, Extras { _mounts: mounts, trust }))
+    }
+
+    /// What `--host-ca` brings to a command on these layers.
+    async fn trust(&self, root: &[PathBuf]) -> Result<Option<Trust>, OpError> {
+        let Some(ca) = self.options.host_ca.clone() else { return Ok(None) };
+        let (root, scratch) = (root.to_owned(), self.sandbox.scratch().to_owned());
+        mounts::blocking(move || ca.prepare(&root, &scratch).map(Some)).await
+    }
+}
+
+/// What has to be kept while a command runs.
+struct Extras {
+    _mounts: Mounts,
+    trust: Option<Trust>,
+}
+
+impl Extras {
+    /// Takes out of what a command has written what it does not know that it has written.
+    fn remove_traces(&self, upper: &Path) -> Result<(), OpError> {
+        self.trust.as_ref().map_or(Ok(()), |trust| trust.remove_traces(upper))
     }
 }
 

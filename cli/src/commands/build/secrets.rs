@@ -13,7 +13,7 @@ use executor::source::SecretLookup;
 
 use crate::env;
 use crate::failure::Failure;
-use crate::request::{SecretArg, SecretSource, SshArg};
+use crate::request::{BuildRequest, SecretArg, SecretSource, SshArg};
 
 /// Reads a secret when it is asked for. One that cannot be read is none: whoever requires it says so.
 pub(crate) fn lookup(secrets: &[SecretArg]) -> SecretLookup {
@@ -22,10 +22,11 @@ pub(crate) fn lookup(secrets: &[SecretArg]) -> SecretLookup {
     Arc::new(move |id| secrets.iter().find(|(known, _)| known == id).and_then(|(_, reader)| reader.read()))
 }
 
-/// What runs commands: the sandbox, with the secrets and agents of this build.
-pub(crate) fn runner(store: &Store, secrets: &[SecretArg], agents: AgentStore) -> Result<Runner, Failure> {
-    let mut options = RunOptions { agents, ..RunOptions::default() };
-    for secret in secrets {
+/// What runs commands: the sandbox, with the secrets, agents and limits of this build.
+pub(crate) fn runner(store: &Store, request: &BuildRequest, agents: AgentStore) -> Result<Runner, Failure> {
+    let (resources, host_ca) = (request.resources.clone(), request.host_ca.clone());
+    let mut options = RunOptions { agents, resources, host_ca, ..RunOptions::default() };
+    for secret in &request.secrets {
         options.secrets = match &secret.source {
             SecretSource::File(path) => options.secrets.with_file(&secret.id, path.clone()),
             // An unset variable is an empty secret (`spec/cli.md` §1.5).

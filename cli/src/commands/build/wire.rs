@@ -91,7 +91,7 @@ pub(crate) fn engine(
         images: Arc::new(ImageSource::new(store.clone(), client.clone(), policy, unpack_options())),
         http: HttpSource::new(http_client, store.clone(), lookup.clone()),
         git: GitSource::new(git, store.clone(), lookup),
-        runner: secrets::runner(&store, &build.request.secrets, agents)?,
+        runner: secrets::runner(&store, build.request, agents)?,
         store,
         contexts,
         wanted,

@@ -58,6 +58,34 @@ pub fn host_address() -> Option<Ipv4Addr> {
     }
 }
 
+/// A proxy of `env` on the loopback interface, of which a private network has another one: the sentence that says so.
+pub(super) fn loopback_proxy(env: &[(String, String)]) -> Option<String> {
+    let is_proxy = |name: &str| {
+        let name = name.to_ascii_lowercase();
+        name.ends_with("_proxy") && name != "no_proxy"
+    };
+    let (name, value) = env.iter().find(|(name, value)| is_proxy(name) && leads_to_loopback(value))?;
+    let address = host_address().map_or_else(String::new, |address| format!(" (for instance {address})"));
+    // A proxy's URL may hold a password.
+    let place = value.rsplit('@').next().unwrap_or(value);
+    Some(format!(
+        "{name} leads to the loopback interface of this machine ({place}), which RUN steps with a network of their own do \
+         not reach: let the proxy listen on another address{address}, or build with --network=host --allow network.host"
+    ))
+}
+
+/// Whether a URL, or what stands for one in a proxy variable, names the loopback interface.
+fn leads_to_loopback(url: &str) -> bool {
+    let authority = url.split_once("://").map_or(url, |(_, rest)| rest).split('/').next().unwrap_or_default();
+    let place = authority.rsplit('@').next().unwrap_or_default();
+    let host = match place.strip_prefix('[') {
+        Some(rest) => rest.split(']').next(),
+        None => place.split(':').next(),
+    };
+    let host = host.unwrap_or_default();
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
 /// `/etc/hosts` of a step. Spec: `spec/dockerfile.md` §8.4.
 pub(super) fn hosts(hostname: &str, extra: &[(String, String)]) -> String {
     let mut text = format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
@@ -82,5 +110,24 @@ mod tests {
             "127.0.0.1\tlocalhost buildkitsandbox\n::1\tlocalhost ip6-localhost ip6-loopback\n\
              10.1.2.3\tdb.test\nfd00::1\tv6.test\n"
         );
+    }
+
+    #[test]
+    fn proxies_on_the_loopback_interface_are_told() {
+        for (value, expected) in [
+            ("http://127.0.0.1:3128", true),
+            ("localhost:3128", true),
+            ("http://user:secret@LocalHost/", true),
+            ("https://[::1]:8080/", true),
+            ("http://10.0.0.1:3128", false),
+            ("http://127.example.com", false),
+            ("", false),
+        ] {
+            assert_eq!(leads_to_loopback(value), expected, "{value}");
+        }
+        let env = |name: &str| [(name.to_owned(), "http://user:secret@127.0.0.1:1".to_owned())];
+        assert!(loopback_proxy(&env("NO_PROXY")).is_none() && loopback_proxy(&env("PROXY")).is_none());
+        let sentence = loopback_proxy(&env("https_proxy")).unwrap();
+        assert!(sentence.starts_with("https_proxy leads") && !sentence.contains("secret"), "{sentence}");
     }
 }
