@@ -162,7 +162,7 @@ pub(crate) struct BuildArgs {
     /// Let RUN steps trust the certificate authorities of this machine, or those in FILE (PEM): for proxies and registries
     /// that no image knows. Nothing of it is in the image
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
-    pub(crate) host_ca: Option<PathBuf>,
+    pub(crate) host_ca: Option<String>,
 
     /// Check the Dockerfile and build nothing: short for `--call=check`
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",

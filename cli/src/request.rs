@@ -174,7 +174,7 @@ impl BuildRequest {
             ulimits: args.ulimits.iter().map(|limit| ulimit(limit)).collect::<Result<_, _>>()?,
             cgroup_parent: args.cgroup_parent,
             resources: limits::check(&args.limits)?,
-            host_ca: args.host_ca.as_deref().map(host_ca::read).transpose()?,
+            host_ca: args.host_ca.as_deref().map(|path| host_ca::read(Path::new(path))).transpose()?,
             progress: progress(&args.progress, args.quiet)?,
             quiet: args.quiet || args.progress == "quiet",
             jobs: args.jobs,

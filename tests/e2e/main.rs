@@ -6,6 +6,7 @@ mod check;
 mod errors;
 mod harness;
 mod interrupt;
+mod network;
 mod platforms;
 mod pull;
 mod push;
