@@ -1,5 +1,6 @@
 //! Network of steps, and the two files that describe it.
 
+mod fence;
 mod pasta;
 pub(super) mod resolv;
 

@@ -23,7 +23,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{PidfdFlags, Signal};
 use rustix::thread::UnshareFlags;
 
-use super::{Network, NetworkProvider, host_address, resolv};
+use super::{Network, NetworkProvider, fence, host_address, resolv};
 use crate::sys::spawn::{Capabilities, Child, Identity, Plan, Program, Session, SpawnError, spawn};
 
 /// The helper's name.
@@ -35,6 +35,9 @@ const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 2);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 1);
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 3);
 const PREFIX_BITS: &str = "29";
+
+/// The interface of the namespace that leads out, as containers usually have it.
+const INTERFACE: &str = "eth0";
 
 /// How long the helper may take to say that it is ready; usually it is some hundredths of a second.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -199,6 +202,9 @@ fn keep(program: &Path, stopped: &OwnedFd, shared: &Shared) {
         let namespace = helper.namespace.try_clone();
         namespace.map(|namespace| State::Private { namespace, resolver }).map_err(setup("keep the network namespace"))
     });
+    if let Err(errno) = fence::raise(&helper.namespace, INTERFACE) {
+        tracing::debug!(%errno, "packets for loopback addresses are left to pasta");
+    }
     match ready {
         Ok(state) => shared.set(state),
         Err(failure) => return shared.set(State::Impossible(failure.to_string())),
@@ -407,7 +413,7 @@ fn arguments(addresses: &Addresses) -> Vec<CString> {
     // No port of the host leads in, none of the namespace leads to the host's loopback interface, and neither does the
     // gateway's address.
     arguments.extend(["-t", "none", "-u", "none", "-T", "none", "-U", "none", "--no-map-gw"]);
-    arguments.extend(["--config-net", "--no-dhcp", "--no-dhcpv6"]);
+    arguments.extend(["--ns-ifname", INTERFACE, "--config-net", "--no-dhcp", "--no-dhcpv6"]);
     let (own, gateway) = (OWN.to_string(), GATEWAY.to_string());
     if addresses.has_ipv4 {
         arguments.extend(["-a", &own, "-n", PREFIX_BITS, "-g", &gateway]);
