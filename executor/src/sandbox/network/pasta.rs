@@ -427,8 +427,9 @@ fn arguments(addresses: &Addresses) -> Vec<CString> {
 
 /// The last of its lines that says something. Without a system log, it complains about that as well.
 fn reason(words: &str) -> String {
-    let lines = words.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("Failed to send"));
-    lines.last().unwrap_or("it ended without a word").to_owned()
+    let mut lines = words.lines().rev().map(str::trim);
+    let said = lines.find(|line| !line.is_empty() && !line.starts_with("Failed to send"));
+    said.unwrap_or("it ended without a word").to_owned()
 }
 
 fn pipe() -> Result<(OwnedFd, OwnedFd), Failure> {
