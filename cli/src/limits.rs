@@ -9,7 +9,7 @@ use crate::request::parse_bytes;
 /// The least memory that a program can be started with; docker's number.
 const LEAST_MEMORY_BYTES: u64 = 6 << 20;
 
-/// The usual scheduling period.
+/// The scheduling period that groups begin with.
 const PERIOD_US: u64 = 100_000;
 
 /// What the kernel takes as a period.
@@ -65,7 +65,7 @@ fn set(resources: &mut Resources, name: &str, value: &str) -> Result<(), Failure
             if !(1_000.0..1e12).contains(&quota) {
                 return Err(invalid("must be 0.01 at least"));
             }
-            (resources.cpu_period_us, resources.cpu_quota_us) = (Some(PERIOD_US), Some(quota as i64));
+            resources.cpu_quota_us = Some(quota as i64);
         }
         "cpu-shares" => resources.cpu_shares = Some(number(value)?).filter(|shares| *shares > 0),
         "cpu-period" => {
@@ -136,7 +136,6 @@ mod tests {
         };
         let expected = Resources {
             memory_bytes: Some(64 << 20),
-            cpu_period_us: Some(100_000),
             cpu_quota_us: Some(150_000),
             cpuset_cpus: Some("0-1,3".to_owned()),
             ..Resources::default()

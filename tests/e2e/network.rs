@@ -85,6 +85,21 @@ fn a_host_with_that_name_is_the_machine_but_not_its_loopback_interface() {
     assert_eq!(space.run_in("app", &["cat", "/closed"]), "");
 }
 
+#[test]
+fn packets_for_the_hosts_loopback_interface_do_not_leave_the_step() {
+    need!(Need::Root, Need::Program("busybox"), Need::PrivateNetwork);
+    let space = Space::with_busybox();
+    let socket = UdpSocket::bind(("127.0.0.1", 0)).expect("loopback");
+    socket.set_read_timeout(Some(std::time::Duration::from_millis(500))).expect("timeout");
+    // The first packet goes to the port after the one that is named, by the interface that is named.
+    let port = socket.local_addr().expect("address").port() - 1;
+    let probe = format!("busybox traceroute -n -i eth0 -f 30 -m 30 -q 1 -w 1 -p {port} 127.0.0.1");
+    space.write("Dockerfile", format!("FROM busybox\nRUN {probe} || true\n"));
+    let ran = space.rbuild(["--progress=plain", "."]);
+    assert!(ran.stderr.contains("traceroute to 127.0.0.1"), "{}", ran.stderr);
+    assert!(socket.recv(&mut [0; 64]).is_err(), "a packet has reached the host's loopback interface");
+}
+
 /// Answers every question with one address.
 fn name_server(address: &str) -> std::io::Result<()> {
     let socket = UdpSocket::bind((address, 53))?;

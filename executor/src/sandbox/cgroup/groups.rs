@@ -478,7 +478,7 @@ mod tests {
         assert_eq!(
             group.warning.as_deref(),
             Some(
-                "limits that this machine does not enforce: --memory, --cpu-quota, --cgroup-parent (there are no control groups here)"
+                "limits that this machine does not enforce: --memory, --cpus/--cpu-quota, --cgroup-parent (there are no control groups here)"
             )
         );
         let mut faults = Faults::default();

@@ -16,6 +16,9 @@ pub(super) struct Setting {
     pub(super) flag: Option<&'static str>,
 }
 
+/// The quota has two flags.
+const QUOTA: &str = "--cpus/--cpu-quota";
+
 fn asked(file: &'static str, value: impl ToString, flag: &'static str) -> Setting {
     Setting { file, value: value.to_string(), flag: Some(flag) }
 }
@@ -53,7 +56,7 @@ pub(super) fn unified(resources: &Resources) -> Vec<Setting> {
         let quota = resources.cpu_quota_us.filter(|&quota| quota > 0);
         let quota = quota.map_or("max".to_owned(), |quota| quota.to_string());
         let period = resources.cpu_period_us.unwrap_or(100_000);
-        settings.push(asked("cpu.max", format!("{quota} {period}"), "--cpu-quota"));
+        settings.push(asked("cpu.max", format!("{quota} {period}"), QUOTA));
     }
     settings.extend(resources.cpuset_cpus.iter().map(|cpus| asked("cpuset.cpus", cpus, "--cpuset-cpus")));
     settings.extend(resources.cpuset_mems.iter().map(|mems| asked("cpuset.mems", mems, "--cpuset-mems")));
@@ -80,7 +83,7 @@ pub(super) fn legacy(resources: &Resources, controller: &str, parent: &Path) -> 
         "cpu" => {
             settings.extend(resources.cpu_shares.map(|shares| asked("cpu.shares", shares, "--cpu-shares")));
             settings.extend(resources.cpu_period_us.map(|us| asked("cpu.cfs_period_us", us, "--cpu-period")));
-            settings.extend(resources.cpu_quota_us.map(|us| asked("cpu.cfs_quota_us", us, "--cpu-quota")));
+            settings.extend(resources.cpu_quota_us.map(|us| asked("cpu.cfs_quota_us", us, QUOTA)));
         }
         "cpuset" => {
             // A group takes no process before both are set.
