@@ -7,6 +7,7 @@ mod errors;
 mod harness;
 mod interrupt;
 mod isolation;
+mod network;
 mod platforms;
 mod pull;
 mod push;

@@ -10,7 +10,7 @@ pub(crate) type Need = (&'static str, &'static str);
 /// What base images are made with.
 pub(crate) const BASES: &[Need] = &[("debootstrap", "debootstrap"), ("busybox", "busybox-static"), ("tar", "tar")];
 
-/// Readers of our images, and servers.
+/// Readers of our images, servers, and what steps get their network from.
 pub(crate) const REFEREES: &[Need] = &[
     ("skopeo", "skopeo"),
     ("umoci", "umoci"),
@@ -24,6 +24,7 @@ pub(crate) const REFEREES: &[Need] = &[
     ("strace", "strace"),
     ("newuidmap", "uidmap"),
     ("runc", "runc"),
+    ("pasta", "passt"),
 ];
 
 /// The other builder of `compare`; a client that does not bring BuildKit along needs docker-buildx as well.

@@ -6,8 +6,8 @@ use solver::{OpError, RunOp};
 use crate::sandbox::{Exit, NotStarted, SandboxError};
 use crate::view::passwd::AccountsError;
 
-/// Success, or why not.
-pub(super) fn judge(op: &RunOp, exit: Result<Exit, SandboxError>) -> Result<(), OpError> {
+/// Success, or why not. `memory_bytes` is the limit of the build.
+pub(super) fn judge(op: &RunOp, exit: Result<Exit, SandboxError>, memory_bytes: Option<u64>) -> Result<(), OpError> {
     let exit = exit.map_err(|error| op_error(op, error))?;
     if exit.success() {
         return Ok(());
@@ -20,6 +20,7 @@ pub(super) fn judge(op: &RunOp, exit: Result<Exit, SandboxError>) -> Result<(), 
     error.exit_code = Some(exit.code);
     error.help.extend(match exit.not_started {
         Some(reason) => advice(op, reason),
+        None if exit.out_of_memory => Some(out_of_memory(memory_bytes)),
         None => meaning(exit.code).map(str::to_owned),
     });
     Err(error)
@@ -58,6 +59,23 @@ pub(super) fn op_error(op: &RunOp, error: SandboxError) -> OpError {
 
 fn failed(op: &RunOp, reason: &str) -> String {
     format!("process {} did not complete successfully: {reason}", quote(&op.args.join(" ")))
+}
+
+/// What can be done about memory that ran out.
+fn out_of_memory(limit_bytes: Option<u64>) -> String {
+    match limit_bytes {
+        Some(bytes) => {
+            let limit = if bytes % (1 << 20) == 0 { format!("{} MiB", bytes >> 20) } else { format!("{bytes} bytes") };
+            format!(
+                "the steps of this build may have {limit} together: give them more with --memory, or run fewer at once with --jobs"
+            )
+        }
+        None => {
+            "this machine, or the container that rbuild runs in, has no memory left: let the step do less at once, \
+                 or run fewer steps at once with --jobs"
+                .to_owned()
+        }
+    }
 }
 
 /// What exit codes mean by the custom of shells.
@@ -128,23 +146,24 @@ mod tests {
     #[test]
     fn endings_have_the_usual_words() {
         let op = op(&["/bin/sh", "-c", "exit 3"]);
-        assert_eq!(judge(&op, Ok(exit(0))), Ok(()));
-        let error = judge(&op, Ok(exit(3))).unwrap_err();
+        assert_eq!(judge(&op, Ok(exit(0)), None), Ok(()));
+        let error = judge(&op, Ok(exit(3)), None).unwrap_err();
         assert_eq!(error.message, "process \"/bin/sh -c exit 3\" did not complete successfully: exit code: 3");
         assert_eq!(error.exit_code, Some(3));
-        let error = judge(&op, Ok(Exit { out_of_memory: true, ..exit(137) })).unwrap_err();
+        let error = judge(&op, Ok(Exit { out_of_memory: true, ..exit(137) }), Some(16 << 20)).unwrap_err();
         assert_eq!(
             error.message,
             "process \"/bin/sh -c exit 3\" did not complete successfully: cannot allocate memory"
         );
         assert_eq!(error.exit_code, Some(137));
-        let error = judge(&op, Err(SandboxError::Cancelled)).unwrap_err();
+        assert!(error.help[0].contains("16 MiB") && error.help[0].contains("--memory"), "{:?}", error.help);
+        let error = judge(&op, Err(SandboxError::Cancelled), None).unwrap_err();
         assert_eq!((error.tier, error.message.as_str()), (solver::Tier::Cancelled, "context canceled"));
     }
 
     #[test]
     fn a_command_of_several_lines_stays_on_one() {
-        let error = judge(&op(&["/bin/sh", "-c", "true\nexit \"5\"\n"]), Ok(exit(5))).unwrap_err();
+        let error = judge(&op(&["/bin/sh", "-c", "true\nexit \"5\"\n"]), Ok(exit(5)), None).unwrap_err();
         let expected = r#"process "/bin/sh -c true\nexit \"5\"\n" did not complete successfully: exit code: 5"#;
         assert_eq!(error.message, expected);
     }
@@ -153,7 +172,7 @@ mod tests {
     fn a_program_for_another_machine_names_its_emulator() {
         let mut op = op(&["/bin/x"]);
         op.platform.architecture = "s390x".to_owned();
-        let error = judge(&op, Ok(Exit { not_started: Some(NotStarted::WrongFormat), ..exit(1) })).unwrap_err();
+        let error = judge(&op, Ok(Exit { not_started: Some(NotStarted::WrongFormat), ..exit(1) }), None).unwrap_err();
         assert!(error.help[0].contains("qemu-s390x"), "{:?}", error.help);
     }
 }

@@ -3,12 +3,12 @@
 //! Plans only: lists of mounts as data, so that their order can be checked without privileges. Spec:
 //! `spec/dockerfile.md` §8.5–8.7, `spec/engine.md` §5.1.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 
 use rustix::fs::{FileType, Mode};
 use rustix::mount::MountAttrFlags;
 
-use crate::sys::spawn::MountCall;
+use crate::sys::spawn::{LateMount, MountCall};
 use solver::SecurityMode;
 
 /// Hidden from a confined command, where they exist.
@@ -147,6 +147,15 @@ pub(super) fn device_mounts(shm_size_bytes: Option<u64>, tty_group_exists: bool)
 /// is another one where the kernel allows no new one.
 pub(super) fn proc_mount(has_substitute: bool) -> MountCall {
     MountCall { has_substitute, ..mount("proc", "/proc", "proc", NOTHING_SPECIAL, "") }
+}
+
+/// The most processes and threads that a command can have at once, for it and all that it starts: one that starts others
+/// without end fails itself, not the machine. Four times what containers usually get. Comes after [`proc_mount`].
+const MOST_PROCESSES: &CStr = c"8192";
+
+/// Sets [`MOST_PROCESSES`] for the pid namespace. Linux ≥ 6.14; before, this would be the machine's own number.
+pub(super) fn most_processes() -> LateMount {
+    LateMount::Write { target: c"/proc/sys/kernel/pid_max".to_owned(), content: MOST_PROCESSES }
 }
 
 /// `/sys`, as the network namespace sees it.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use solver::{SecurityMode, Stream};
+use solver::{NetworkMode, SecurityMode, Stream};
 use tokio::sync::mpsc::Sender;
 
 use super::cgroup::StepGroup;
@@ -63,7 +63,7 @@ pub(super) fn perform<'a>(
     }
     let limits = limits::resolve(&spec.ulimits, limits::process_ceiling(host.may_raise_limits()))?;
     let mut warnings: Vec<String> = limits.warning.into_iter().collect();
-    let group = StepGroup::new(&host.hierarchy, &spec.resources, &mut warnings);
+    let group = StepGroup::new(&host.hierarchy, &host.build_groups, &spec.resources, &mut warnings);
     let scratch = if spec.mounts.is_empty() { None } else { Some(host.step_directory()?) };
     let scratch = scratch.as_ref().map_or(host.root(), |directory| directory.path());
     let (policy, birthplace) = keep_from_devices(host, spec.security, &group);
@@ -89,6 +89,10 @@ pub(super) fn perform<'a>(
             None => (Namespaces::enter(host, spec.network)?, None),
         };
         namespaces.give_to(spec)?;
+        warnings.extend(namespaces.warning.take());
+        if spec.network == NetworkMode::Default && namespaces.private_network {
+            warnings.extend(network::loopback_proxy(&spec.env));
+        }
         let devices = match devices.filter(|devices| devices.fit(policy, spec.shm_size_bytes)) {
             Some(devices) => devices,
             None => Devices::prepare(host, policy, spec.shm_size_bytes)?,
@@ -213,8 +217,10 @@ impl Step<'_> {
         Overlay { lower, upper, user_xattrs, devices }.mount(&host.root_point())?;
 
         let hosts = host.shared_file(&network::hosts(&spec.hostname, &spec.extra_hosts))?;
-        let resolv = network::host_resolv_conf();
-        let resolv = if namespaces.private_network { network::private_resolv_conf(&resolv) } else { resolv };
+        let resolv = match namespaces.private_network {
+            true => network::resolv::private(namespaces.resolver),
+            false => network::resolv::host(),
+        };
         let resolv = host.shared_file(&resolv)?;
         let quiet = file_attributes(0o644);
         let mut early =
@@ -302,6 +308,9 @@ impl Step<'_> {
         let has_substitute = !sources.mounts.is_empty();
         let mut mounts = sources.mounts;
         mounts.push(LateMount::Call(rootfs::proc_mount(has_substitute)));
+        if security == SecurityMode::Sandbox && self.host.counts_processes {
+            mounts.push(rootfs::most_processes());
+        }
         if !sources.is_final {
             mounts.push(LateMount::Call(rootfs::sys_mount(security)));
             if self.host.hierarchy.is_unified() {
@@ -390,7 +399,9 @@ impl Step<'_> {
             Stage::Mount(index) => {
                 let target = match plan.mounts.get(index) {
                     Some(LateMount::Call(call)) => call.target.to_string_lossy().into_owned(),
-                    Some(LateMount::Attach { target, .. }) => target.to_string_lossy().into_owned(),
+                    Some(LateMount::Attach { target, .. } | LateMount::Write { target, .. }) => {
+                        target.to_string_lossy().into_owned()
+                    }
                     None => String::new(),
                 };
                 return SandboxError::Mount { what: "a file system".to_owned(), target, errno };

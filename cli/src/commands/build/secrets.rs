@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use cache::Store;
 use executor::run::{Agent, AgentStore, KeyError, MOST_KEY_FILE_BYTES, PrivateKey, RunOptions, Runner, Secret};
-use executor::sandbox::{Confinement, HostNetwork, Sandbox};
+use executor::sandbox::{Confinement, PastaNetwork, Sandbox};
 use executor::source::SecretLookup;
 
 use crate::env;
 use crate::failure::Failure;
-use crate::request::{SecretArg, SecretSource, SshArg};
+use crate::request::{BuildRequest, SecretArg, SecretSource, SshArg};
 
 /// Reads a secret when it is asked for. One that cannot be read is none: whoever requires it says so.
 pub(crate) fn lookup(secrets: &[SecretArg]) -> SecretLookup {
@@ -22,15 +22,16 @@ pub(crate) fn lookup(secrets: &[SecretArg]) -> SecretLookup {
     Arc::new(move |id| secrets.iter().find(|(known, _)| known == id).and_then(|(_, reader)| reader.read()))
 }
 
-/// What runs commands: the sandbox, with the secrets and agents of this build.
+/// What runs commands: the sandbox, with the secrets, agents and limits of this build.
 pub(crate) fn runner(
     store: &Store,
-    secrets: &[SecretArg],
+    request: &BuildRequest,
     agents: AgentStore,
     confinement: &Confinement,
 ) -> Result<Runner, Failure> {
-    let mut options = RunOptions { agents, ..RunOptions::default() };
-    for secret in secrets {
+    let (resources, host_ca) = (request.resources.clone(), request.host_ca.clone());
+    let mut options = RunOptions { agents, resources, host_ca, ..RunOptions::default() };
+    for secret in &request.secrets {
         options.secrets = match &secret.source {
             SecretSource::File(path) => options.secrets.with_file(&secret.id, path.clone()),
             // An unset variable is an empty secret (`spec/cli.md` §1.5).
@@ -40,7 +41,8 @@ pub(crate) fn runner(
             }
         };
     }
-    let sandbox = Sandbox::new(store.scratch_dir()?, Arc::new(HostNetwork), confinement)
+    let network = PastaNetwork::new(env::var("PATH").unwrap_or_default());
+    let sandbox = Sandbox::new(store.scratch_dir()?, Arc::new(network), confinement)
         .map_err(|error| Failure::environment(error.to_string()))?;
     Ok(Runner::new(sandbox, store.clone(), options))
 }

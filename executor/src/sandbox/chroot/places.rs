@@ -16,7 +16,7 @@ use rustix::io::Errno;
 
 use super::super::error::SandboxError;
 use super::super::mounts::in_order;
-use super::super::network::{host_resolv_conf, hosts};
+use super::super::network::{hosts, resolv};
 use super::super::rootfs::{DEVICE_DIRECTORIES, DEVICE_LINKS, DEVICE_MODE, DEVICE_TYPE, DEVICES};
 use super::super::spec::{MemoryFile, MountSource, SandboxMount, SandboxSpec, Writes};
 use super::changes::times;
@@ -77,7 +77,7 @@ impl Places {
         self.put("/dev", |path| devices(path))?;
         let hosts = hosts(&spec.hostname, &spec.extra_hosts);
         self.put("/etc/hosts", |path| write_file(path, hosts.as_bytes(), 0o644))?;
-        self.put("/etc/resolv.conf", |path| write_file(path, host_resolv_conf().as_bytes(), 0o644))?;
+        self.put("/etc/resolv.conf", |path| write_file(path, resolv::host().as_bytes(), 0o644))?;
         in_order(&spec.mounts).into_iter().try_for_each(|mount| self.mount(mount))
     }
 

@@ -138,6 +138,21 @@ fn perform_mount(mount: &LateMount) -> Result<(), c_int> {
             };
             if result < 0 { Err(raw_errno()) } else { Ok(()) }
         }
+        LateMount::Write { target, content } => {
+            write_file(target, content);
+            Ok(())
+        }
+    }
+}
+
+fn write_file(path: &CStr, content: &CStr) {
+    // SAFETY: the path is NUL-terminated, the length is that of the live content, the descriptor is ours.
+    unsafe {
+        let file = libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        if file >= 0 {
+            libc::write(file, content.as_ptr().cast(), content.count_bytes());
+            libc::close(file);
+        }
     }
 }
 

@@ -13,7 +13,7 @@ mod child;
 mod clone;
 mod script;
 
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::ptr;
 
@@ -88,7 +88,7 @@ pub enum Session {
     Shared,
 }
 
-/// A mount that the child makes.
+/// A mount that the child makes, or what it does with one.
 pub enum LateMount {
     /// `mount(2)`.
     Call(MountCall),
@@ -98,6 +98,13 @@ pub enum LateMount {
         mount: OwnedFd,
         /// Where.
         target: CString,
+    },
+    /// `write(2)` to a file that a mount before this one has brought. No matter if it fails.
+    Write {
+        /// Which file.
+        target: CString,
+        /// What is written.
+        content: &'static CStr,
     },
 }
 
