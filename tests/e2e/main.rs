@@ -3,9 +3,11 @@
 mod arrows;
 mod build;
 mod check;
+mod doctor;
 mod errors;
 mod harness;
 mod interrupt;
+mod isolation_runtime;
 mod platforms;
 mod pull;
 mod push;

@@ -21,6 +21,9 @@ pub(crate) const REFEREES: &[Need] = &[
     ("sshd", "openssh-server"),
     ("git", "git"),
     ("getcap", "libcap2-bin"),
+    ("crun", "crun"),
+    ("runc", "runc"),
+    ("newuidmap", "uidmap"),
     ("strace", "strace"),
 ];
 

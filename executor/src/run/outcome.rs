@@ -47,6 +47,8 @@ pub(super) fn op_error(op: &RunOp, error: SandboxError) -> OpError {
         SandboxError::Io { .. } | SandboxError::Setup { .. } | SandboxError::Mount { .. } => {
             OpError::environment(format!("cannot run `{}`: {error}", op.args.join(" ")))
         }
+        SandboxError::Runtime { .. } => OpError::environment(format!("cannot run `{}`: {error}", op.args.join(" ")))
+            .help("`--isolation=auto` runs it without an OCI runtime"),
         SandboxError::Lost => OpError::internal(error.to_string()),
     }
 }

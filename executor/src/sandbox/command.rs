@@ -45,6 +45,16 @@ impl Command {
         Program::new(self.candidates.clone(), self.arguments.clone(), self.environment.clone())
     }
 
+    /// `NAME=value`, in order.
+    pub(super) fn environment(&self) -> Vec<String> {
+        self.environment.iter().map(|text| text.to_string_lossy().into_owned()).collect()
+    }
+
+    /// The paths that are tried, in order.
+    pub(super) fn candidates(&self) -> &[CString] {
+        &self.candidates
+    }
+
     /// Why `execve` failed, for programs and in the words that container runtimes use. Looks at the root of the calling
     /// thread.
     pub(super) fn explain(&self, errno: Errno) -> (NotStarted, String) {

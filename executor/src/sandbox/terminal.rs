@@ -132,13 +132,13 @@ fn write_all(mut bytes: &[u8]) {
 }
 
 /// Our own terminal passing every key on; the old mode comes back on drop.
-struct RawMode {
+pub(super) struct RawMode {
     old: Termios,
 }
 
 impl RawMode {
     /// `None` when standard input is no terminal.
-    fn enter() -> Option<Self> {
+    pub(super) fn enter() -> Option<Self> {
         if !std::io::stdin().is_terminal() {
             return None;
         }
