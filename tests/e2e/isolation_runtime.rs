@@ -38,12 +38,12 @@ const LOOK: &str = "grep -E '^(Cap|NoNewPrivs|Seccomp:|Groups)' /proc/self/statu
 
 /// The runtimes that are there; why each of the others is not looked at.
 fn runtimes() -> Vec<&'static str> {
-    let lacking = |name: &&str| {
+    let is_there = |name: &&'static str| {
         let reason = Need::Program(name).lacking();
         reason.iter().for_each(|reason| note(&format!("skipped {name} in {}: {reason}", module_path!())));
         reason.is_none()
     };
-    RUNTIMES.into_iter().filter(lacking).collect()
+    RUNTIMES.into_iter().filter(is_there).collect()
 }
 
 fn isolated<'a>(runtime: &str, args: &[&'a str]) -> Vec<String> {
@@ -63,7 +63,10 @@ fn layers_are_the_same_bytes() {
     space.write("secret", "a secret of nobody");
     let digest = |runtime: &str| {
         let output = format!("type=oci,rewrite-timestamp=true,dest={runtime}.tar");
-        let args = isolated(runtime, &["--no-cache", "-q", "--secret", "id=s,src=secret", "-o", &output, "."]);
+        let args = isolated(
+            runtime,
+            &["--no-cache", "-q", "--allow=network.host", "--secret", "id=s,src=secret", "-o", &output, "."],
+        );
         let ran = space.command(&args).env("SOURCE_DATE_EPOCH", "0").output().expect("rbuild starts");
         Ran::of(ran).success();
         sha256(&space.path(&format!("{runtime}.tar")))
@@ -134,7 +137,7 @@ fn failures_have_the_same_words() {
     space.write("script", "#!/no/such/shell\n");
     let cases = [
         "RUN echo out; echo err >&2; exit 3\n",
-        "RUN [\"sh\", \"-c\", \"kill -9 -1; sh -c 'kill -9 $$'\"]\n",
+        "RUN sh -c 'kill -9 $$'\n",
         "RUN [\"no-such-program\"]\n",
         "RUN [\"/no/such\"]\n",
         "RUN [\"/etc/passwd\"]\n",
@@ -321,7 +324,10 @@ fn an_ordinary_user_gets_the_same_layers() {
     base.success();
     let digest = |runtime: &str| {
         let output = format!("type=oci,rewrite-timestamp=true,dest={runtime}.tar");
-        let args = isolated(runtime, &["--no-cache", "-q", "--secret", "id=s,src=secret", "-o", &output, "."]);
+        let args = isolated(
+            runtime,
+            &["--no-cache", "-q", "--allow=network.host", "--secret", "id=s,src=secret", "-o", &output, "."],
+        );
         Ran::of(as_user(&user, &directory, &args)).success();
         sha256(&directory.join(format!("{runtime}.tar")))
     };

@@ -14,8 +14,10 @@ pub struct TierFact {
 
 /// The tiers, best first. Must be asked before [`crate::sandbox::confine`]: afterwards this process is root of something.
 pub fn tiers() -> Vec<TierFact> {
-    let needs = |missing: Vec<&'static str>| missing.into_iter().map(|what| format!("needs {what}")).collect();
-    let mut root: Vec<String> = needs(missing_privileges());
+    let needs = |missing: Vec<&'static str>| -> Vec<String> {
+        if missing.is_empty() { Vec::new() } else { vec![format!("needs {}", missing.join(", "))] }
+    };
+    let mut root = needs(missing_privileges());
     // A container may give all privileges over a user namespace and still not be root of the machine.
     if root.is_empty() && Isolation::of_this_process() != Isolation::Root {
         root.push("this process is already in a user namespace".to_owned());

@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use rustix::fs::StatVfsMountFlags;
+use rustix::termios::Winsize;
 use serde::Serialize;
 use solver::{SecurityMode, Ulimit};
 
@@ -26,6 +28,8 @@ pub(super) struct Facts<'a> {
     pub(super) limits: &'a [(u32, Limit)],
     /// The usual limit of open files, for a command that has no other: some runtimes raise their own.
     pub(super) open_files: Limit,
+    /// The size of its terminal, if it gets one.
+    pub(super) window: Option<Winsize>,
     /// The set that bounds what the command can have.
     pub(super) capabilities: u64,
     /// How `/sys` comes about.
@@ -61,6 +65,8 @@ pub(super) struct Config {
 #[serde(rename_all = "camelCase")]
 struct Process {
     terminal: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    console_size: Option<ConsoleSize>,
     user: User,
     args: Vec<String>,
     env: Vec<String>,
@@ -68,6 +74,12 @@ struct Process {
     capabilities: Capabilities,
     rlimits: Vec<Rlimit>,
     no_new_privileges: bool,
+}
+
+#[derive(Serialize)]
+struct ConsoleSize {
+    height: u16,
+    width: u16,
 }
 
 #[derive(Serialize)]
@@ -144,6 +156,7 @@ impl Config {
         let namespaces = ["pid", "ipc", "uts", "mount"].into_iter().chain(cgroup);
         let process = Process {
             terminal: spec.stdio == Stdio::Terminal,
+            console_size: facts.window.map(|size| ConsoleSize { height: size.ws_row, width: size.ws_col }),
             user: User {
                 uid: facts.account.uid,
                 gid: facts.account.gid,
@@ -164,6 +177,8 @@ impl Config {
             no_new_privileges: false,
         };
         let mut mounts = kernel_mounts(spec.security, facts.sys, facts.unified_cgroups);
+        // A mount of the command's own wins.
+        mounts.retain(|mount| spec.mounts.iter().all(|own| own.target != mount.destination));
         mounts.extend(facts.late);
         Self {
             oci_version: "1.0.2",
@@ -182,13 +197,20 @@ impl Config {
 }
 
 impl Mount {
-    /// A tree that lies ready at `source`, with its attributes.
-    pub(super) fn tree(source: &Path, destination: &str) -> Self {
+    /// A tree that lies ready at `source`. Its attributes are said again: some runtimes take away those that are not.
+    pub(super) fn tree(source: &Path, destination: &str, attributes: StatVfsMountFlags) -> Self {
+        let names = [
+            (StatVfsMountFlags::NOSUID, "nosuid"),
+            (StatVfsMountFlags::NOEXEC, "noexec"),
+            (StatVfsMountFlags::NODEV, "nodev"),
+            (StatVfsMountFlags::RDONLY, "ro"),
+        ];
+        let names = names.iter().filter(|(attribute, _)| attributes.contains(*attribute)).map(|(_, name)| *name);
         Self {
             destination: destination.to_owned(),
             kind: "bind".to_owned(),
             source: source.to_string_lossy().into_owned(),
-            options: vec!["rbind".to_owned()],
+            options: ["rbind"].into_iter().chain(names).map(str::to_owned).collect(),
         }
     }
 

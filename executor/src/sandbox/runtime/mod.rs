@@ -34,12 +34,10 @@ use super::spec::{NotStarted, Stdio};
 use super::step::{DEFAULT_CAPABILITIES, Outcome, Sources, Step, is_kernel_path};
 use super::streams::Streams;
 use super::supervise::supervise;
-use super::terminal::RawMode;
+use super::terminal::window_size;
 use super::{login, rootfs};
 use crate::sys::mount::MountAttributes;
-use crate::sys::spawn::{
-    Capabilities, Ended, Identity, LateMount, Limit, Plan, Program, Session, SpawnError, Stage, spawn,
-};
+use crate::sys::spawn::{Capabilities, Ended, Identity, LateMount, Limit, Plan, Program, SpawnError, Stage, spawn};
 use crate::view::passwd::RunUser;
 use config::{Config, Facts, Mount, Sys};
 use flags::Places;
@@ -78,6 +76,7 @@ impl Step<'_> {
             environment: command.environment(),
             limits: &self.limits,
             open_files: open_files(),
+            window: (self.spec.stdio == Stdio::Terminal).then(window_size).flatten(),
             capabilities: match self.spec.security {
                 SecurityMode::Sandbox => DEFAULT_CAPABILITIES,
                 SecurityMode::Insecure => self.host.capabilities,
@@ -123,12 +122,7 @@ impl Step<'_> {
 
     /// Starts the runtime and waits for it: it ends as the command does.
     fn start_runtime(&self, program: &Path, bundle: &Bundle, account: &RunUser) -> Result<Ended, SandboxError> {
-        let (streams, _raw) = match self.spec.stdio {
-            // It makes a terminal for the command and connects it to ours, which it finds in our place. Ours is reset
-            // here: a runtime that is killed cannot.
-            Stdio::Terminal => (Streams::open(Stdio::Inherit, account.uid)?, RawMode::enter()),
-            stdio => (Streams::open(stdio, account.uid)?, None),
-        };
+        let streams = Streams::open_for_runtime(self.spec.stdio, account.uid)?;
         let id = format!("rbuild-{}-{}", std::process::id(), serial());
         let text = |text: &str| command::c_string(text, "the path of the runtime");
         let arguments = flags::arguments(program, &bundle.places(), &id);
@@ -140,7 +134,7 @@ impl Step<'_> {
             cgroups: self.group.entrances(),
             cgroup_namespace: false,
             stdio: streams.for_command(),
-            session: if self.spec.stdio == Stdio::Piped { Session::Own } else { Session::Shared },
+            session: streams.session,
             mounts: vec![LateMount::Call(rootfs::proc_mount())],
             limits: Vec::new(),
             filter: None,
@@ -281,7 +275,8 @@ impl Bundle {
         };
         made.map_err(SandboxError::io("create mount point", &point))?;
         attach(&mount, &point)?;
-        Ok(Mount::tree(&point, &target.to_string_lossy()))
+        let facts = rustix::fs::fstatvfs(&mount).map_err(SandboxError::setup("look at the source of a mount"))?;
+        Ok(Mount::tree(&point, &target.to_string_lossy(), facts.f_flag))
     }
 
     fn write(&self, config: &Config) -> Result<(), SandboxError> {

@@ -38,10 +38,11 @@ fn config(spec: &SandboxSpec, capabilities: u64, sys: Sys) -> serde_json::Value 
         environment: vec!["PATH=/bin".to_owned(), "HOME=/srv".to_owned()],
         limits: &limits,
         open_files: Limit { rlim_cur: 1024, rlim_max: 4096 },
+        window: None,
         capabilities,
         sys,
         unified_cgroups: true,
-        late: vec![Mount::tree(Path::new("/scratch/bundle/mount-0"), "/sys/fs/bpf")],
+        late: vec![Mount::tree(Path::new("/scratch/bundle/mount-0"), "/sys/fs/bpf", StatVfsMountFlags::RDONLY)],
     };
     serde_json::to_value(Config::new(facts)).unwrap()
 }
