@@ -46,7 +46,7 @@ fn runtimes() -> Vec<&'static str> {
     RUNTIMES.into_iter().filter(is_there).collect()
 }
 
-fn isolated<'a>(runtime: &str, args: &[&'a str]) -> Vec<String> {
+fn isolated(runtime: &str, args: &[&str]) -> Vec<String> {
     let flag = if runtime == "native" { "auto".to_owned() } else { format!("oci:{runtime}") };
     ["--isolation".to_owned(), flag].into_iter().chain(args.iter().map(|arg| (*arg).to_owned())).collect()
 }

@@ -163,12 +163,10 @@ impl Step<'_> {
     }
 
     /// Whether it was the command that ended, or the runtime that could not start it.
+    ///
+    /// A runtime that was killed has taken the command with it: mostly because memory ran out, which they share.
     fn judge(program: &Path, bundle: &Bundle, ended: Ended) -> Result<Outcome, SandboxError> {
-        let complaint = match ended {
-            Ended::Exited(0) => None,
-            Ended::Exited(_) => bundle.complaint(),
-            Ended::Killed(signal) => Some(format!("it was killed by signal {signal}")),
-        };
+        let complaint = if matches!(ended, Ended::Exited(1..)) { bundle.complaint() } else { None };
         match complaint {
             None => Ok((ended, None)),
             Some(message) => Err(SandboxError::Runtime { program: program.to_owned(), message }),
