@@ -38,6 +38,19 @@ impl Store {
             }
         }
     }
+
+    /// The style that was declared first, if one was.
+    ///
+    /// # Errors
+    /// When the note of it cannot be read.
+    pub fn style(&self) -> Result<Option<String>> {
+        let path = self.inner.layout.bucket(Bucket::Style);
+        match std::fs::read_to_string(&path) {
+            Ok(found) => Ok(Some(found.trim_end().to_owned()).filter(|style| !style.is_empty())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).during("read", &path),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -48,7 +61,9 @@ mod tests {
     fn the_first_style_counts() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
+        assert_eq!(store.style().unwrap(), None);
         store.claim("user").unwrap();
+        assert_eq!(store.style().unwrap().as_deref(), Some("user"));
         store.claim("user").unwrap();
         let refused = store.claim("trusted").unwrap_err();
         assert!(refused.to_string().ends_with("has trees in the style `user`, not `trusted`"), "{refused}");

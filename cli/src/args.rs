@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use executor::sandbox::Confinement;
+use executor::sandbox::probe::TierFact;
 
 /// Build OCI images from Dockerfiles, without a daemon
 #[derive(Parser, Debug)]
@@ -39,6 +40,9 @@ pub(crate) struct Global {
     /// What came of it; found out before anything else is done.
     #[arg(skip)]
     pub(crate) confinement: Confinement,
+    /// What could have come of it, for `doctor` alone.
+    #[arg(skip)]
+    pub(crate) tiers: Vec<TierFact>,
 }
 
 /// What to do.
@@ -72,6 +76,8 @@ pub(crate) enum Command {
     Du(DuArgs),
     /// Remove build cache
     Prune(PruneArgs),
+    /// Say what this machine offers for builds, and what is missing
+    Doctor(DoctorArgs),
     /// Print a completion script for a shell
     Completion {
         /// Which shell
@@ -449,6 +455,14 @@ pub(crate) struct DuArgs {
     #[arg(long)]
     pub(crate) verbose: bool,
     /// `table` or `json` (one object a line)
+    #[arg(long, default_value = "table", value_parser = ["table", "json"])]
+    pub(crate) format: String,
+}
+
+/// `rbuild doctor`.
+#[derive(Args, Debug)]
+pub(crate) struct DoctorArgs {
+    /// `table` or `json`
     #[arg(long, default_value = "table", value_parser = ["table", "json"])]
     pub(crate) format: String,
 }

@@ -14,7 +14,7 @@
 //! | `SSH_AUTH_SOCK` | `--ssh default` |
 //! | `HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`, `ALL_PROXY`, in either case | proxies of the registry client and of git |
 //! | `SSL_CERT_FILE`, `SSL_CERT_DIR` | CAs instead of the system's; the first also for `--host-ca` |
-//! | `PATH` | where git, ssh and pasta are looked for |
+//! | `PATH` | where git, ssh, pasta and OCI runtimes are looked for |
 //! | `RBUILD_LOG` | what is traced on standard error, as `tracing` directives |
 //! | any | `--build-arg K`, `--secret id=…,env=K`, `rbuild run --env K` |
 
@@ -55,6 +55,16 @@ pub(crate) fn default_store(is_root: bool) -> Option<PathBuf> {
 /// The user's home directory.
 pub(crate) fn home() -> Option<PathBuf> {
     non_empty("HOME").map(PathBuf::from)
+}
+
+/// Where the ssh agent listens.
+pub(crate) fn ssh_agent() -> Option<PathBuf> {
+    non_empty("SSH_AUTH_SOCK").map(PathBuf::from)
+}
+
+/// The certificates that the environment names in place of the system's, and the variable.
+pub(crate) fn named_certificates() -> Option<(&'static str, PathBuf)> {
+    ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().find_map(|name| Some((name, PathBuf::from(non_empty(name)?))))
 }
 
 /// Whether colours are wanted: on a terminal, unless somebody has said no.

@@ -1,7 +1,7 @@
 //! What steps are kept apart by: chosen and entered before anything else, because a user namespace can only be entered
 //! by a program with one thread.
 
-use executor::sandbox::{EnterError, IsolationMode, TreeStyle, confine};
+use executor::sandbox::{Confinement, EnterError, IsolationMode, TreeStyle, confine, probe};
 
 use crate::args::{Cli, Command};
 use crate::env;
@@ -20,7 +20,15 @@ pub(crate) fn enter(cli: &mut Cli) -> Result<(), Failure> {
             .help(format!("the modes are {}", IsolationMode::NAMES))
     })?;
     let is_root = rustix::process::geteuid().is_root();
-    global.confinement = confine(&mode, &env::var("PATH").unwrap_or_default()).map_err(failure)?;
+    let is_doctor = matches!(cli.command, Command::Doctor(_));
+    if is_doctor {
+        global.tiers = probe::tiers();
+    }
+    global.confinement = match confine(&mode, &env::var("PATH").unwrap_or_default()) {
+        // It is asked why.
+        Err(error) if is_doctor => Confinement { reasons: vec![error.to_string()], ..Confinement::default() },
+        confinement => confinement.map_err(failure)?,
+    };
     let style = global.confinement.isolation.tree_style();
     tracing::debug!(isolation = ?global.confinement.isolation, reasons = ?global.confinement.reasons, "isolation");
     if global.store.is_none() {

@@ -3,10 +3,12 @@
 mod arrows;
 mod build;
 mod check;
+mod doctor;
 mod errors;
 mod harness;
 mod interrupt;
 mod isolation;
+mod isolation_runtime;
 mod network;
 mod platforms;
 mod pull;

@@ -2,6 +2,7 @@
 
 mod build;
 mod check;
+mod doctor;
 mod image;
 mod images;
 mod login;
@@ -52,6 +53,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Logout(args) => login::logout(&args),
         Command::Du(args) => space::du(&open_store(&cli.global)?, &args, now()),
         Command::Prune(args) => space::prune(&open_store(&cli.global)?, &args, now()),
+        Command::Doctor(args) => doctor::doctor(&cli.global, &args),
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "rbuild", &mut script);

@@ -53,6 +53,8 @@ pub(super) fn op_error(op: &RunOp, error: SandboxError) -> OpError {
         SandboxError::Io { .. } | SandboxError::Setup { .. } | SandboxError::Mount { .. } | SandboxError::Copy(_) => {
             OpError::environment(format!("cannot run `{}`: {error}", op.args.join(" ")))
         }
+        SandboxError::Runtime { .. } => OpError::environment(format!("cannot run `{}`: {error}", op.args.join(" ")))
+            .help("`--isolation=auto` runs it without an OCI runtime"),
         SandboxError::Lost => OpError::internal(error.to_string()),
     }
 }

@@ -46,6 +46,16 @@ impl Command {
         Program::new(self.candidates.clone(), self.arguments.clone(), self.environment.clone())
     }
 
+    /// `NAME=value`, in order.
+    pub(super) fn environment(&self) -> Vec<String> {
+        self.environment.iter().map(|text| text.to_string_lossy().into_owned()).collect()
+    }
+
+    /// The paths that are tried, in order.
+    pub(super) fn candidates(&self) -> &[CString] {
+        &self.candidates
+    }
+
     /// Why `execve` failed, for programs and in the words that container runtimes use. `root` is where the calling thread
     /// sees the command's root.
     pub(super) fn explain(&self, errno: Errno, root: &Path) -> (NotStarted, String) {

@@ -29,6 +29,11 @@ pub(super) fn of_host(host: &Host, policy: DevicePolicy) -> Result<Vec<Prepared>
         .collect()
 }
 
+/// Whether `path` is a node that every container has.
+pub(super) fn is_usual(path: &str) -> bool {
+    path.strip_prefix("/dev/").is_some_and(|name| DEVICES.iter().any(|(usual, ..)| *usual == name))
+}
+
 /// `/dev` with everything below it, made but not yet in its place.
 pub(super) struct Devices {
     /// In the order in which they are attached.

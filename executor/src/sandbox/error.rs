@@ -84,6 +84,14 @@ pub enum SandboxError {
         /// The name.
         name: String,
     },
+    /// The OCI runtime did not start the command, or was lost.
+    #[error("`{}` did not run the command: {message}", program.display())]
+    Runtime {
+        /// The runtime.
+        program: PathBuf,
+        /// Why, in its own words where it has any.
+        message: String,
+    },
     /// The step was cancelled.
     #[error("context canceled")]
     Cancelled,

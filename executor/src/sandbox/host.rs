@@ -81,7 +81,8 @@ impl Host {
             remains: Arc::default(),
             roots: Roots::default(),
         };
-        for directory in [host.root_point(), host.stage_point(), host.empty(), host.default_stubs()] {
+        let points = [host.root_point(), host.stage_point(), host.bundle_point(), host.empty(), host.default_stubs()];
+        for directory in points {
             std::fs::create_dir(&directory).map_err(SandboxError::io("create", &directory))?;
         }
         let always = [("/etc/hosts", PointKind::File), ("/etc/resolv.conf", PointKind::File)];
@@ -109,6 +110,11 @@ impl Host {
     /// Where sources of mounts are put together.
     pub(super) fn stage_point(&self) -> PathBuf {
         self.root().join("stage")
+    }
+
+    /// Where the bundle for an OCI runtime is mounted; each command sees its own there.
+    pub(super) fn bundle_point(&self) -> PathBuf {
+        self.root().join("bundle")
     }
 
     /// An empty directory.

@@ -300,7 +300,8 @@ pub(super) fn detached_tree(path: &Path, attributes: MountAttributes) -> Result<
     }
 }
 
-fn memory_mount() -> Result<OwnedFd, Errno> {
+/// A file system in memory that is never swapped out, for its owner alone; it lies nowhere yet.
+pub(super) fn memory_mount() -> Result<OwnedFd, Errno> {
     let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_set_string(context.as_fd(), "mode", "0700")?;
     // Linux ≥ 6.4; before that the pages may be swapped out like all others.

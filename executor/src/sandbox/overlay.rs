@@ -53,7 +53,7 @@ impl Overlay<'_> {
     }
 
     /// `fsopen`, `fsconfig`, `fsmount`, `move_mount`. `OPNOTSUPP` when layers cannot be given one by one.
-    fn mount_new(&self, target: &Path) -> Result<OwnedFd, Errno> {
+    pub(super) fn mount_new(&self, target: &Path) -> Result<OwnedFd, Errno> {
         let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
         let set = |key: &str, value: &Path| rustix::mount::fsconfig_set_string(context.as_fd(), key, value);
         let mut names = PathNames::default();

@@ -88,7 +88,9 @@ fn choose(mode: &IsolationMode, search_path: &str) -> Result<Confinement, EnterE
         }
         IsolationMode::Tier(Isolation::Nothing) => Ok(with(Isolation::Nothing)),
         IsolationMode::Runtime(name) => {
-            let runtime = find_program(name, search_path).ok_or_else(|| EnterError::NoRuntime(name.clone()))?;
+            // An ordinary user's path lacks the directories of administrators, where runtimes like to be.
+            let search_path = format!("{search_path}:/usr/local/sbin:/usr/sbin:/sbin");
+            let runtime = find_program(name, &search_path).ok_or_else(|| EnterError::NoRuntime(name.clone()))?;
             let best = best();
             match best.isolation {
                 Isolation::Chroot | Isolation::Nothing => {
@@ -188,8 +190,16 @@ pub fn refusal() -> Option<String> {
         .then(|| "kernel.apparmor_restrict_unprivileged_userns is 1, and no AppArmor profile allows rbuild".to_owned())
 }
 
+/// Whether this user can have a namespace with a range of ids.
+///
+/// # Errors
+/// [`EnterError::NoSubordinateIds`] with what is missing.
+pub(super) fn subordinate_ids() -> Result<(), EnterError> {
+    Mapping::find().map(drop)
+}
+
 /// A program by path, or by name in the directories of `search_path`.
-fn find_program(name: &str, search_path: &str) -> Option<PathBuf> {
+pub fn find_program(name: &str, search_path: &str) -> Option<PathBuf> {
     let is_program = |path: &PathBuf| rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file();
     if name.contains('/') {
         return std::path::absolute(name).ok().filter(is_program);

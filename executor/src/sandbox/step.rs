@@ -148,37 +148,37 @@ fn keep_from_devices<'a>(
 }
 
 /// Everything that one run needs.
-struct Step<'a> {
-    host: &'a Host,
-    spec: &'a SandboxSpec,
-    control: &'a Control,
-    reports: &'a Sender<Report>,
+pub(super) struct Step<'a> {
+    pub(super) host: &'a Host,
+    pub(super) spec: &'a SandboxSpec,
+    pub(super) control: &'a Control,
+    pub(super) reports: &'a Sender<Report>,
     scratch: &'a Path,
     stubs: &'a Path,
-    limits: Vec<(u32, crate::sys::spawn::Limit)>,
-    group: &'a StepGroup,
+    pub(super) limits: Vec<(u32, crate::sys::spawn::Limit)>,
+    pub(super) group: &'a StepGroup,
     policy: DevicePolicy,
-    birthplace: Option<BorrowedFd<'a>>,
+    pub(super) birthplace: Option<BorrowedFd<'a>>,
 }
 
 /// What comes from the host's paths, opened before the root is entered.
-struct Sources {
+pub(super) struct Sources {
     /// Mounted by the thread.
-    early: Vec<Prepared>,
+    pub(super) early: Vec<Prepared>,
     /// What has to be there before `/proc` and `/sys`, or instead of them.
-    sys: KernelSources,
+    pub(super) sys: KernelSources,
     /// Mounted by the command's process once `/proc` and `/sys` are there.
-    late: Vec<LateMount>,
+    pub(super) late: Vec<LateMount>,
 }
 
 /// The host's `/proc` and `/sys`, which only user namespaces need.
-struct KernelSources {
-    mounts: Vec<LateMount>,
+pub(super) struct KernelSources {
+    pub(super) mounts: Vec<LateMount>,
     /// Whether the host's `/sys` is the one that the command sees.
-    is_final: bool,
+    pub(super) is_final: bool,
 }
 
-type Outcome = (Ended, Option<super::spec::NotStarted>);
+pub(super) type Outcome = (Ended, Option<super::spec::NotStarted>);
 
 impl Step<'_> {
     /// Inside the namespaces: from the host's root to the end of the command.
@@ -189,7 +189,11 @@ impl Step<'_> {
         made: &mut Vec<MadePoint>,
         user: &mut Option<RunUser>,
     ) -> Result<Outcome, SandboxError> {
-        let Sources { early, sys, late } = self.mount_root_and_prepare(namespaces)?;
+        let sources = self.mount_root_and_prepare(namespaces)?;
+        if let Some(runtime) = &self.host.runtime {
+            return self.hand_over(runtime, devices, sources, made);
+        }
+        let Sources { early, sys, late } = sources;
         mounts::enter_root(&self.host.root_point())?;
         // Modes are given exactly from here on. The thread's umask is its own since its mount namespace is.
         rustix::process::umask(Mode::empty());
@@ -225,7 +229,11 @@ impl Step<'_> {
         let quiet = file_attributes(0o644);
         let mut early =
             vec![Prepared::host_file(&hosts, HOSTS, quiet)?, Prepared::host_file(&resolv, RESOLV_CONF, quiet)?];
-        early.extend(devices::of_host(host, self.policy)?);
+        let nodes = devices::of_host(host, self.policy)?;
+        // A runtime binds the usual nodes itself where none can be made, and stumbles over ours.
+        let theirs =
+            |target: &str| host.runtime.is_some() && !host.isolation.may_make_devices() && devices::is_usual(target);
+        early.extend(nodes.into_iter().filter(|node| !theirs(&node.target)));
 
         let mut late = Vec::new();
         let sys = self.kernel_sources(namespaces)?;
@@ -274,18 +282,23 @@ impl Step<'_> {
     /// names of its processes, and nothing that could be done to them from another user namespace. And it
     /// may not mount a `sysfs` at all for a network namespace that is not its own: then the host's is shown, protected.
     fn kernel_sources(&self, namespaces: &Namespaces<'_>) -> Result<KernelSources, SandboxError> {
-        if self.host.isolation == Isolation::Root {
+        let is_final = !namespaces.private_network;
+        // A runtime mounts both while it still sees the host's elsewhere.
+        let runtime_can = self.host.runtime.is_some() && !is_final;
+        if self.host.isolation == Isolation::Root || runtime_can {
             return Ok(KernelSources { mounts: Vec::new(), is_final: false });
         }
         let (proc, sys) = (Path::new("/proc"), Path::new("/sys"));
+        if self.host.runtime.is_some() {
+            return Ok(KernelSources { mounts: vec![self.protected_tree(sys)?], is_final });
+        }
         let below = Self::host_tree(proc, MountAttributes::NONE)?;
-        let is_final = !namespaces.private_network;
         let sys = if is_final { self.protected_tree(sys)? } else { Self::host_tree(sys, MountAttributes::NONE)? };
         Ok(KernelSources { mounts: vec![below, sys], is_final })
     }
 
     /// `/dev` and all mounts that need no process inside. The thread's root is the container's.
-    fn fill_root(
+    pub(super) fn fill_root(
         &self,
         devices: &Devices,
         early: Vec<Prepared>,
@@ -383,11 +396,11 @@ impl Step<'_> {
         supervise(child, io, self.control, self.reports).map(|ended| (ended, None))
     }
 
-    fn say(&self, text: &str) {
+    pub(super) fn say(&self, text: &str) {
         drop(self.reports.blocking_send(Report::Log(Stream::Stderr, text.as_bytes().to_vec())));
     }
 
-    fn spawn_error(&self, error: SpawnError, plan: &Plan<'_>) -> SandboxError {
+    pub(super) fn spawn_error(&self, error: SpawnError, plan: &Plan<'_>) -> SandboxError {
         let (stage, errno) = match error {
             SpawnError::Clone(errno) => return SandboxError::Setup { stage: "start a process", errno },
             SpawnError::Child { stage, errno } => (stage, errno),
@@ -419,7 +432,7 @@ impl Step<'_> {
 }
 
 /// Whether a path is hidden by what the command's own process mounts.
-fn is_kernel_path(path: &str) -> bool {
+pub(super) fn is_kernel_path(path: &str) -> bool {
     is_below(path, "/proc") || is_below(path, "/sys")
 }
 

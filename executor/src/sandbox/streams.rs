@@ -10,7 +10,7 @@ use solver::Stream;
 use super::error::SandboxError;
 use super::spec::Stdio;
 use super::supervise::Io;
-use super::terminal::Terminal;
+use super::terminal::{Pair, Terminal};
 use crate::sys::spawn::Session;
 
 /// Standard input, output and error, from both ends.
@@ -26,11 +26,7 @@ impl Streams {
     pub(super) fn open(stdio: Stdio, uid: u32) -> Result<Self, SandboxError> {
         match stdio {
             Stdio::Inherit => Ok(Self { theirs: Vec::new(), ours: Io::Inherited, session: Session::Shared }),
-            Stdio::Terminal => {
-                let pair = Terminal::open(uid)?;
-                let ours = Io::Terminal(pair.terminal);
-                Ok(Self { theirs: vec![pair.peer], ours, session: Session::OwnWithTerminal })
-            }
+            Stdio::Terminal => Ok(Self::of_terminal(Terminal::open(uid)?)),
             Stdio::Piped => {
                 let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
                     .map_err(SandboxError::call("open", "/dev/null"))?;
@@ -40,6 +36,18 @@ impl Streams {
                 Ok(Self { theirs: vec![null, out_writer, error_writer], ours, session: Session::Own })
             }
         }
+    }
+
+    /// For an OCI runtime, which makes a terminal itself. The thread's root is the host's.
+    pub(super) fn open_for_runtime(stdio: Stdio, uid: u32) -> Result<Self, SandboxError> {
+        match stdio {
+            Stdio::Terminal => Ok(Self::of_terminal(Terminal::open_outside()?)),
+            Stdio::Inherit | Stdio::Piped => Self::open(stdio, uid),
+        }
+    }
+
+    fn of_terminal(pair: Pair) -> Self {
+        Self { theirs: vec![pair.peer], ours: Io::Terminal(pair.terminal), session: Session::OwnWithTerminal }
     }
 
     /// The command's standard input, output and error.

@@ -35,23 +35,40 @@ const END_OF_TRANSMISSION: u8 = 4;
 impl Terminal {
     /// Makes a terminal in the `/dev/pts` of the calling thread's root, owned by `uid`, and shows it as `/dev/console`.
     pub(super) fn open(uid: u32) -> Result<Pair, SandboxError> {
-        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let make = || -> Result<Pair, Errno> {
-            let master = rustix::fs::open("/dev/pts/ptmx", flags, Mode::empty())?;
-            rustix::pty::unlockpt(&master)?;
-            let peer_flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-            let peer = rustix::pty::ioctl_tiocgptpeer(&master, peer_flags)?;
+            let pair = Self::pair("/dev/pts/ptmx")?;
             if !owners::are_noted() {
-                rustix::fs::fchown(&peer, Some(Uid::from_raw(uid)), None::<Gid>)?;
+                rustix::fs::fchown(&pair.peer, Some(Uid::from_raw(uid)), None::<Gid>)?;
             }
-            show_console(&master)?;
-            let terminal =
-                Self { master, pending: Vec::new(), input_open: true, output_open: true, _raw: RawMode::enter() };
-            Ok(Pair { terminal, peer })
+            show_console(&pair.terminal.master)?;
+            Ok(pair)
         };
-        let pair = make().map_err(SandboxError::setup("open a terminal"))?;
-        pair.terminal.copy_size();
-        Ok(pair)
+        make().map_err(SandboxError::setup("open a terminal"))
+    }
+
+    /// Makes a terminal of this machine that changes nothing on the way: an OCI runtime takes it for the user's, and
+    /// connects it to the one that it makes in the container.
+    pub(super) fn open_outside() -> Result<Pair, SandboxError> {
+        let make = || -> Result<Pair, Errno> {
+            let pair = Self::pair("/dev/ptmx")?;
+            let mut raw = rustix::termios::tcgetattr(&pair.peer)?;
+            raw.make_raw();
+            rustix::termios::tcsetattr(&pair.peer, OptionalActions::Now, &raw)?;
+            Ok(pair)
+        };
+        make().map_err(SandboxError::setup("open a terminal"))
+    }
+
+    fn pair(multiplexer: &str) -> Result<Pair, Errno> {
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let master = rustix::fs::open(multiplexer, flags, Mode::empty())?;
+        rustix::pty::unlockpt(&master)?;
+        let peer_flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let peer = rustix::pty::ioctl_tiocgptpeer(&master, peer_flags)?;
+        let terminal =
+            Self { master, pending: Vec::new(), input_open: true, output_open: true, _raw: RawMode::enter() };
+        terminal.copy_size();
+        Ok(Pair { terminal, peer })
     }
 
     /// Descriptors to wait for: (our input if it is wanted, the container's side, whether that is to be written).
@@ -106,14 +123,18 @@ impl Terminal {
 
     /// Gives the container's terminal the size of ours.
     pub(super) fn copy_size(&self) {
-        let size = [rustix::stdio::stdout(), rustix::stdio::stdin()]
-            .into_iter()
-            .find_map(|fd| rustix::termios::tcgetwinsize(fd).ok());
-        if let Some(size) = size.filter(|size: &Winsize| size.ws_row > 0) {
+        if let Some(size) = window_size() {
             // A terminal without a size works, too.
             let _ = rustix::termios::tcsetwinsize(&self.master, size);
         }
     }
+}
+
+/// The size of our own terminal, if it has one.
+pub(super) fn window_size() -> Option<Winsize> {
+    let streams = [rustix::stdio::stdout(), rustix::stdio::stdin()];
+    let size = streams.into_iter().find_map(|fd| rustix::termios::tcgetwinsize(fd).ok());
+    size.filter(|size| size.ws_row > 0)
 }
 
 fn show_console(master: &OwnedFd) -> Result<(), Errno> {

@@ -1,13 +1,17 @@
 //! The system call filter of a step: Docker's default profile, compiled to BPF for this machine and those whose
 //! programs it also runs (x86_64 with i386 and x32, aarch64 with arm).
 //!
-//! Read [`profile`] for what is allowed, [`numbers`] for how calls are numbered, [`bpf`] for the compiler.
+//! Read [`profile`] for what is allowed, [`numbers`] for how calls are numbered, [`bpf`] for the compiler;
+//! [`oci`] is the same for runtimes that compile it themselves.
 
 mod bpf;
 mod numbers;
+mod oci;
 mod profile;
 
 use std::sync::OnceLock;
+
+pub use oci::{OciFilter, oci_filter};
 
 use crate::sys::spawn::FilterInstruction;
 use bpf::Machine;

@@ -28,8 +28,12 @@ fn prepare_and_exec(plan: &Plan<'_>) -> Result<Infallible, (Stage, c_int)> {
     join_cgroups(plan)?;
     place_stdio(&plan.stdio)?;
     make_session(plan.session)?;
+    let mut is_ours = true;
     for (index, mount) in plan.mounts.iter().enumerate() {
-        perform_mount(mount).map_err(|errno| (Stage::Mount(index), errno))?;
+        match (mount, perform_mount(mount, is_ours)) {
+            (LateMount::Call(call), Err(libc::EPERM)) if call.has_substitute => is_ours = false,
+            (_, result) => result.map_err(|errno| (Stage::Mount(index), errno))?,
+        }
     }
     for (index, (resource, limit)) in plan.limits.iter().enumerate() {
         // SAFETY: pid 0 is this process; `limit` is live and only read; no old value is asked for.
@@ -121,7 +125,8 @@ fn make_session(session: Session) -> Step {
     Ok(())
 }
 
-fn perform_mount(mount: &LateMount) -> Result<(), c_int> {
+/// With a substitute in the place of a mount of ours, nothing is written: it is somebody else's.
+fn perform_mount(mount: &LateMount, is_ours: bool) -> Result<(), c_int> {
     match mount {
         LateMount::Call(call) => perform_call(call),
         LateMount::Attach { mount, target } => {
@@ -139,7 +144,9 @@ fn perform_mount(mount: &LateMount) -> Result<(), c_int> {
             if result < 0 { Err(raw_errno()) } else { Ok(()) }
         }
         LateMount::Write { target, content } => {
-            write_file(target, content);
+            if is_ours {
+                write_file(target, content);
+            }
             Ok(())
         }
     }
@@ -171,7 +178,6 @@ fn perform_call(call: &MountCall) -> Result<(), c_int> {
     match if result < 0 { raw_errno() } else { 0 } {
         0 => Ok(()),
         libc::ENOENT if call.optional => Ok(()),
-        libc::EPERM if call.has_substitute => Ok(()),
         errno => Err(errno),
     }
 }

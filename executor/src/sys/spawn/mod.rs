@@ -99,7 +99,8 @@ pub enum LateMount {
         /// Where.
         target: CString,
     },
-    /// `write(2)` to a file that a mount before this one has brought. No matter if it fails.
+    /// `write(2)` to a file that a mount before this one has brought. No matter if it fails. Not done when a mount was
+    /// forbidden and has a substitute ([`MountCall::has_substitute`]).
     Write {
         /// Which file.
         target: CString,
