@@ -105,7 +105,10 @@ impl Sandbox {
 
     /// Says that a command with the default network follows, which can be made ready meanwhile. Never blocks.
     pub fn expect_network(&self) {
-        self.host.network.expect();
+        // Without namespaces there is one network.
+        if self.host.isolation.has_namespaces() {
+            self.host.network.expect();
+        }
     }
 
     /// How well commands are kept apart here.
