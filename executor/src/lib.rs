@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 
 pub mod context;
+pub mod emulation;
 pub mod engine;
 pub mod export;
 pub mod fetched;

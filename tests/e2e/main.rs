@@ -3,9 +3,12 @@
 mod arrows;
 mod build;
 mod check;
+mod emulation;
 mod errors;
 mod harness;
+mod hostile;
 mod interrupt;
+mod isolation;
 mod platforms;
 mod pull;
 mod push;

@@ -8,7 +8,12 @@ use crate::process::{is_installed, is_root, run_command, say};
 pub(crate) type Need = (&'static str, &'static str);
 
 /// What base images are made with.
-pub(crate) const BASES: &[Need] = &[("debootstrap", "debootstrap"), ("busybox", "busybox-static"), ("tar", "tar")];
+pub(crate) const BASES: &[Need] = &[
+    ("debootstrap", "debootstrap"),
+    ("busybox", "busybox-static"),
+    ("tar", "tar"),
+    ("qemu-aarch64-static", "qemu-user-static"),
+];
 
 /// Readers of our images, and servers.
 pub(crate) const REFEREES: &[Need] = &[
@@ -22,6 +27,7 @@ pub(crate) const REFEREES: &[Need] = &[
     ("git", "git"),
     ("getcap", "libcap2-bin"),
     ("strace", "strace"),
+    ("zstd", "zstd"),
 ];
 
 /// The other builder of `compare`; a client that does not bring BuildKit along needs docker-buildx as well.

@@ -319,6 +319,7 @@ impl Step<'_> {
             session: streams.session,
             mounts,
             limits: self.limits.clone(),
+            user_namespace: self.spec.handlers.as_ref().map(|handlers| handlers.user_namespace()),
             filter: if confined { seccomp::default_filter() } else { None },
             directory,
             identity: Identity { uid: account.uid, gid: account.gid, groups, capabilities },
@@ -371,6 +372,7 @@ impl Step<'_> {
                 return SandboxError::Mount { what: "a file system".to_owned(), target, errno };
             }
             Stage::Limit(_) => "set a resource limit",
+            Stage::UserNamespace => "enter the user namespace of an emulator",
             Stage::Filter => "install the system call filter",
             Stage::Directory => return SandboxError::Directory { path: self.spec.cwd.clone(), errno },
             Stage::Identity => "become the user",

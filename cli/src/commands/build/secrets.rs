@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cache::Store;
+use executor::emulation::Emulation;
 use executor::run::{Agent, AgentStore, KeyError, MOST_KEY_FILE_BYTES, PrivateKey, RunOptions, Runner, Secret};
 use executor::sandbox::{HostNetwork, Sandbox};
 use executor::source::SecretLookup;
@@ -24,7 +25,8 @@ pub(crate) fn lookup(secrets: &[SecretArg]) -> SecretLookup {
 
 /// What runs commands: the sandbox, with the secrets and agents of this build.
 pub(crate) fn runner(store: &Store, secrets: &[SecretArg], agents: AgentStore) -> Result<Runner, Failure> {
-    let mut options = RunOptions { agents, ..RunOptions::default() };
+    let emulation = Some(Emulation::new(store.clone(), env::emulator_dirs()));
+    let mut options = RunOptions { agents, emulation, ..RunOptions::default() };
     for secret in secrets {
         options.secrets = match &secret.source {
             SecretSource::File(path) => options.secrets.with_file(&secret.id, path.clone()),

@@ -10,6 +10,8 @@ use super::*;
 use crate::layer::TreeError;
 use crate::layer::testing::{TIME, Tar, listing, plain, privileged_dir};
 
+mod hostile;
+
 /// A tree beside something that no layer may touch.
 struct Jail {
     dir: TempDir,
