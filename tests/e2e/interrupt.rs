@@ -11,8 +11,8 @@ use crate::need;
 /// So long may it take until nothing is left.
 const SOON: Duration = Duration::from_secs(2);
 
-/// Processes that [`stubborn`] has in the end.
-const N_STUBBORN: usize = 6;
+/// Processes that [`stubborn`] has in the end, with its shell.
+const N_STUBBORN: usize = 7;
 
 /// A step with everything that can be left behind: children, one that ignores signals, one in a session of its own, one
 /// whose parents are gone, one that is stopped, and a cache mount.
@@ -38,13 +38,17 @@ impl Running {
         space.write("Dockerfile", stubborn(&mark));
         let build = space.command(["-q", "."]).stderr(std::process::Stdio::piped()).spawn().expect("rbuild starts");
         let running = Self { build, mark };
-        wait_for(|| running.processes().len() >= N_STUBBORN);
+        let last = format!("sleep {}4", running.mark);
+        wait_for(|| {
+            let processes = running.processes();
+            processes.len() >= N_STUBBORN && processes.iter().any(|line| line.starts_with(&last))
+        });
         running
     }
 
     /// Processes of the step that live.
     fn processes(&self) -> Vec<String> {
-        processes_with(&self.mark)
+        command_lines().filter(|line| line.contains(&self.mark)).collect()
     }
 
     fn signal(&self, name: &str) {
@@ -70,10 +74,14 @@ fn rand_digit(space: &Space) -> u8 {
 }
 
 fn processes_with(mark: &str) -> Vec<String> {
+    command_lines().filter(|line| line.starts_with("sleep ") && line.contains(mark)).collect()
+}
+
+/// Programs with their arguments, of all processes there are.
+fn command_lines() -> impl Iterator<Item = String> {
     let pids = std::fs::read_dir("/proc").expect("proc").flatten().map(|entry| entry.path().join("cmdline"));
     let lines = pids.filter_map(|path| std::fs::read(path).ok());
-    let lines = lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " "));
-    lines.filter(|line| line.starts_with("sleep ") && line.contains(mark)).collect()
+    lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
 }
 
 /// Mounts of this machine that lie in the space, or show its store.

@@ -12,22 +12,19 @@ mod search;
 
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cache::Store;
 use oci::Platform;
-use rustix::fs::{CWD, OFlags};
-use rustix::mount::OpenTreeFlags;
 
 pub use machine::Machine;
 pub(crate) use program::machine_of_command;
 pub use search::Lacking;
 
 use crate::sys::handlers::{HandlerNamespace, handler_namespace};
-use crate::sys::mount::{MountAttributes, Reach, mount_setattr};
 
 /// How programs of a machine run here.
 #[derive(Clone, Debug)]
@@ -140,22 +137,10 @@ fn prepare(machine: &Machine, path: &Path) -> Result<Emulator, Lacking> {
         registration: machine.registration(&path.to_string_lossy()),
         reason,
     };
-    let interpreter = protected(path).map_err(|errno| refused(format!("sharing it read-only: {errno}")))?;
-    let registration = machine.registration(&format!("/proc/self/fd/{}", interpreter.as_raw_fd()));
-    let registration = CString::new(registration).map_err(|error| refused(error.to_string()))?;
-    let handlers = handler_namespace(&[registration]).map_err(|error| refused(error.to_string()))?;
+    let interpreter = CString::new(path.as_os_str().as_bytes()).map_err(|error| refused(error.to_string()))?;
+    let handlers = handler_namespace(&interpreter, |shared| CString::new(machine.registration(shared)).ok())
+        .map_err(|error| refused(error.to_string()))?;
     Ok(Emulator { path: path.to_owned(), handlers: Arc::new(handlers) })
-}
-
-/// The file at `path` as a mount of its own that cannot be written through. What runs in an emulator can reach the
-/// emulator's file as `/proc/PID/exe`, and would be allowed to change it otherwise.
-fn protected(path: &Path) -> rustix::io::Result<OwnedFd> {
-    // The kernel follows links here, but says less about what is not there.
-    drop(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, rustix::fs::Mode::empty())?);
-    let mount = rustix::mount::open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
-    let attributes = MountAttributes::READ_ONLY.with(MountAttributes::NO_SUID).with(MountAttributes::NO_DEVICES);
-    mount_setattr(mount.as_fd(), attributes, Reach::Mount)?;
-    Ok(mount)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! new namespace, which shares our memory and descriptors, and which we sleep for, as in [`super::spawn`]; the invariant
 //! of that module holds here as well. Only the id maps have to be written from outside, by another thread of ours.
 
-use std::ffi::{CString, c_int, c_void};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
@@ -57,6 +57,7 @@ impl HandlerError {
 #[derive(Clone, Copy)]
 enum Stage {
     Ids,
+    Share,
     Open,
     Create,
     Mount,
@@ -67,6 +68,7 @@ impl Stage {
     fn call(self) -> &'static str {
         match self {
             Self::Ids => "waiting for the id maps",
+            Self::Share => "sharing the emulator read-only",
             Self::Open => "fsopen of binfmt_misc",
             Self::Create => "making an instance of binfmt_misc",
             Self::Mount => "mounting binfmt_misc",
@@ -75,12 +77,21 @@ impl Stage {
     }
 }
 
-/// Makes a user namespace in which all ids of this process's mean the same as here, with the handlers that
-/// `registrations` describe, as binfmt_misc(5) wants them. Interpreters may be named as `/proc/self/fd/N`. Linux ≥ 6.7.
+/// Makes a user namespace in which all ids of this process's mean the same as here, with one handler: the program at
+/// `interpreter`. `registration` says it as the kernel's binfmt-misc.rst wants it, given a path of the interpreter: that
+/// of a read-only mount, because what runs in it can reach its file as `/proc/PID/exe`. Linux ≥ 6.7.
 ///
 /// # Errors
 /// [`HandlerError`]: on older kernels, and where user namespaces are not allowed.
-pub fn handler_namespace(registrations: &[CString]) -> Result<HandlerNamespace, HandlerError> {
+pub fn handler_namespace(
+    interpreter: &CStr,
+    registration: impl FnOnce(&str) -> Option<CString>,
+) -> Result<HandlerNamespace, HandlerError> {
+    // A descriptor whose number is known before the mount is made, which then takes its place.
+    let place = rustix::fs::open("/dev/null", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(HandlerError::call("reserving a descriptor"))?;
+    let registration = registration(&format!("/proc/self/fd/{}", place.as_raw_fd()))
+        .ok_or(HandlerError::Call { call: "naming the interpreter", errno: Errno::INVAL })?;
     let flags = rustix::pipe::PipeFlags::CLOEXEC;
     let (hear, tell) = rustix::pipe::pipe_with(flags).map_err(HandlerError::call("pipe"))?;
     let (wait, release) = rustix::pipe::pipe_with(flags).map_err(HandlerError::call("pipe"))?;
@@ -89,7 +100,9 @@ pub fn handler_namespace(registrations: &[CString]) -> Result<HandlerNamespace, 
         let child = run_child(Start {
             tell: tell.as_raw_fd(),
             wait: wait.as_raw_fd(),
-            registrations,
+            interpreter,
+            place: place.as_raw_fd(),
+            registration: &registration,
             failure: None,
             instance: -1,
         });
@@ -138,7 +151,9 @@ fn same_ids(own: &str) -> String {
 struct Start<'a> {
     tell: RawFd,
     wait: RawFd,
-    registrations: &'a [CString],
+    interpreter: &'a CStr,
+    place: RawFd,
+    registration: &'a CStr,
     failure: Option<(Stage, c_int)>,
     instance: RawFd,
 }
@@ -207,9 +222,26 @@ fn fill(start: &mut Start<'_>) -> Result<(), (Stage, c_int)> {
     if released != 1 {
         return Err((Stage::Ids, libc::EPERM));
     }
-    // SAFETY: NUL-terminated names, numbers, and descriptors that were just opened and are closed once; the mounted
-    // instance stays open for our parent.
+    // SAFETY: NUL-terminated names, numbers, a live request of the size given, and descriptors that were just opened and
+    // are closed once; the mounted instance stays open for our parent. `place` is our parent's, who sleeps.
     unsafe {
+        let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+        let mount = libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, start.interpreter.as_ptr(), flags);
+        let mount = check(mount, Stage::Share)?;
+        let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+        let request = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
+        let result = libc::syscall(
+            libc::SYS_mount_setattr,
+            mount,
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const request,
+            size_of::<libc::mount_attr>(),
+        );
+        let placed = check(result, Stage::Share)
+            .and_then(|_| check(libc::dup3(mount as c_int, start.place, libc::O_CLOEXEC).into(), Stage::Share));
+        libc::close(mount as c_int);
+        placed?;
         let context =
             check(libc::syscall(libc::SYS_fsopen, c"binfmt_misc".as_ptr(), libc::FSOPEN_CLOEXEC), Stage::Open)?;
         let created = libc::syscall(
@@ -225,18 +257,14 @@ fn fill(start: &mut Start<'_>) -> Result<(), (Stage, c_int)> {
             .and_then(|_| check(libc::syscall(libc::SYS_fsmount, context, libc::FSMOUNT_CLOEXEC, 0), Stage::Mount));
         libc::close(context as c_int);
         start.instance = mounted? as c_int;
-        for registration in start.registrations {
-            let flags = libc::O_WRONLY | libc::O_CLOEXEC;
-            let file = libc::openat(start.instance, c"register".as_ptr(), flags);
-            check(file.into(), Stage::Register)?;
-            let bytes = registration.as_bytes();
-            let written = libc::write(file, bytes.as_ptr().cast(), bytes.len());
-            let result = check(written as libc::c_long, Stage::Register);
-            libc::close(file);
-            result?;
-        }
+        let file = libc::openat(start.instance, c"register".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        check(file.into(), Stage::Register)?;
+        let bytes = start.registration.to_bytes();
+        let written = libc::write(file, bytes.as_ptr().cast(), bytes.len());
+        let result = check(written as libc::c_long, Stage::Register);
+        libc::close(file);
+        result.map(drop)
     }
-    Ok(())
 }
 
 #[cfg(test)]

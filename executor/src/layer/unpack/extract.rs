@@ -188,7 +188,7 @@ impl Extractor {
         self.remembered_bytes += path_bytes as u64;
         let limit = self.limits.max_remembered_bytes;
         match self.remembered_bytes > limit {
-            true => Err(LayerError::LimitExceeded { what: "bytes of directories' paths", limit }.into()),
+            true => Err(LayerError::LimitExceeded { what: "bytes of paths to remember", limit }.into()),
             false => Ok(()),
         }
     }

@@ -72,7 +72,7 @@ fn paths_that_have_to_be_remembered_are_limited() {
     ] {
         let (outcome, _dir) = unpack_within(&tar, limits);
         let Err(TreeError::Tar(error)) = outcome else { panic!("{outcome:?}") };
-        assert_eq!(error.to_string(), "layer tar has more than 10000 bytes of directories' paths");
+        assert_eq!(error.to_string(), "layer tar has more than 10000 bytes of paths to remember");
     }
     // Files are forgotten at once.
     assert!(unpack_within(&many(&|tar, name| tar.file(name, "")), limits).0.is_ok());
