@@ -48,6 +48,16 @@ pub enum StoreError {
         /// The blob.
         digest: Digest,
     },
+    /// The trees are not written as the caller reads them.
+    #[error("the store `{}` has trees in the style `{found}`, not `{wanted}`", path.display())]
+    OtherStyle {
+        /// The store.
+        path: PathBuf,
+        /// How they are.
+        found: String,
+        /// How they would have to be.
+        wanted: String,
+    },
     /// A blob was committed under a digest nobody computed.
     #[error("a blob written without hashing was committed without its digest")]
     NoDigest,

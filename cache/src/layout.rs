@@ -33,13 +33,15 @@ pub enum Bucket {
     Index,
     /// `durable-v1`: up to which epoch everything has reached the disk.
     Durable,
+    /// `style-v1`: how trees are written, one word.
+    Style,
     /// `reserve-v1`: a little space to give up when the disk is full, so that pruning can still write its journal.
     Reserve,
 }
 
 impl Bucket {
     /// All of them.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Blobs,
         Self::Trees,
         Self::Images,
@@ -49,6 +51,7 @@ impl Bucket {
         Self::Temporary,
         Self::Index,
         Self::Durable,
+        Self::Style,
         Self::Reserve,
     ];
 
@@ -76,6 +79,7 @@ impl Bucket {
             Self::Temporary => "tmp-v1",
             Self::Index => "index-v1",
             Self::Durable => "durable-v1",
+            Self::Style => "style-v1",
             Self::Reserve => "reserve-v1",
         }
     }

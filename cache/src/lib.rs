@@ -32,6 +32,7 @@ mod schema;
 mod scratch;
 mod session;
 mod store;
+mod style;
 mod survey;
 #[cfg(test)]
 mod testing;

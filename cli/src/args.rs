@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
+use executor::sandbox::Confinement;
 
 /// Build OCI images from Dockerfiles, without a daemon
 #[derive(Parser, Debug)]
@@ -32,6 +33,12 @@ pub(crate) struct Global {
     #[arg(short = 'D', long, global = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         default_value = "false", value_parser = boolean, hide_default_value = true, hide_possible_values = true)]
     pub(crate) debug: bool,
+    /// How steps are kept apart from this machine: `auto`, `root`, `userns`, `userns-single`, `chroot` or `oci:RUNTIME`
+    #[arg(long, global = true, value_name = "MODE", env = "RBUILD_ISOLATION", default_value = "auto")]
+    pub(crate) isolation: String,
+    /// What came of it; found out before anything else is done.
+    #[arg(skip)]
+    pub(crate) confinement: Confinement,
 }
 
 /// What to do.
@@ -224,9 +231,6 @@ pub(crate) struct InactiveArgs {
     /// Resource limits
     #[arg(long, hide = true, action = ArgAction::Append)]
     pub(crate) resource: Vec<String>,
-    /// Windows isolation
-    #[arg(long, hide = true)]
-    pub(crate) isolation: Option<String>,
     /// Security options of the classic builder
     #[arg(long, hide = true, action = ArgAction::Append)]
     pub(crate) security_opt: Vec<String>,
@@ -479,9 +483,9 @@ pub(crate) fn with_default_command(mut args: Vec<String>) -> Vec<String> {
     while let Some(word) = args.get(index) {
         match word.as_str() {
             "-h" | "--help" | "-V" | "--version" => return args,
-            "--store" => index += 2,
+            "--store" | "--isolation" => index += 2,
             "-D" | "--debug" => index += 1,
-            word if word.starts_with("--store=") || word.starts_with("--debug=") => index += 1,
+            word if ["--store=", "--debug=", "--isolation="].iter().any(|flag| word.starts_with(flag)) => index += 1,
             word if is_command(word) => return args,
             _ => break,
         }

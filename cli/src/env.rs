@@ -3,6 +3,7 @@
 //! | variable | effect |
 //! |---|---|
 //! | `RBUILD_STORE` | directory of the store |
+//! | `RBUILD_ISOLATION` | `--isolation` when it is not given |
 //! | `XDG_DATA_HOME`, `HOME` | where the store lies by default for ordinary users |
 //! | `BUILDKIT_PROGRESS` | progress mode when `--progress` is not given |
 //! | `NO_COLOR` | no colours when not empty |
@@ -38,11 +39,13 @@ fn non_empty(name: &str) -> Option<String> {
     var(name).filter(|value| !value.is_empty())
 }
 
-/// Where the store lies when `--store` is not given.
-pub(crate) fn store_dir(is_root: bool) -> Option<PathBuf> {
-    if let Some(dir) = non_empty("RBUILD_STORE") {
-        return Some(dir.into());
-    }
+/// The store that the environment names.
+pub(crate) fn named_store() -> Option<PathBuf> {
+    non_empty("RBUILD_STORE").map(PathBuf::from)
+}
+
+/// Where the store lies when nobody names one.
+pub(crate) fn default_store(is_root: bool) -> Option<PathBuf> {
     if is_root {
         return Some("/var/lib/rbuild".into());
     }

@@ -10,6 +10,7 @@ mod commands;
 mod csv;
 mod env;
 mod failure;
+mod isolation;
 mod mistakes;
 mod output;
 mod report;
@@ -25,7 +26,7 @@ use crate::failure::Failure;
 
 fn main() -> ExitCode {
     let args = with_default_command(std::env::args().collect());
-    let cli = match Cli::try_parse_from(&args) {
+    let mut cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => {
             // Help and version are data. A closed terminal does not change the outcome.
@@ -35,7 +36,8 @@ fn main() -> ExitCode {
         Err(error) => return fail(&mistakes::explain(&error, &args)),
     };
     trace(cli.global.debug);
-    match commands::run(cli) {
+    // A user namespace is entered while there is one thread.
+    match isolation::enter(&mut cli).and_then(|()| commands::run(cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => fail(&failure),
     }
@@ -55,9 +57,4 @@ fn trace(debug: bool) {
     let directives = directives.unwrap_or_else(|| "warn,cache=debug,solver=debug,executor=debug,oci=debug".to_owned());
     let filter = tracing_subscriber::EnvFilter::new(directives);
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-}
-
-/// A fault of the command line.
-pub(crate) fn no_store_dir() -> Failure {
-    Failure::usage("cannot tell where the store lies: HOME is not set").help("name a directory with --store DIR")
 }

@@ -475,7 +475,6 @@ fn inactive_warnings(args: &BuildArgs) -> Result<Vec<String>, Failure> {
         ("--cpuset-cpus", inactive.cpuset_cpus.is_some()),
         ("--cpuset-mems", inactive.cpuset_mems.is_some()),
         ("--resource", !inactive.resource.is_empty()),
-        ("--isolation", inactive.isolation.is_some()),
         ("--security-opt", !inactive.security_opt.is_empty()),
         ("--squash", inactive.squash),
         ("--cache-from", !inactive.cache_from.is_empty()),

@@ -15,7 +15,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use executor::sandbox::{
-    HostNetwork, Isolation, MountSource, Resources, Sandbox, SandboxMount, SandboxSpec, Stdio, enter_user_namespace,
+    HostNetwork, Isolation, IsolationMode, MountSource, Resources, Sandbox, SandboxMount, SandboxSpec, Stdio, confine,
 };
 use solver::{NetworkMode, SecurityMode, Stream};
 use tokio_util::sync::CancellationToken;
@@ -64,15 +64,15 @@ fn give_away(path: &Path) {
 }
 
 fn without_privileges(directory: &Path) {
-    match enter_user_namespace() {
-        Ok(tier) => assert_eq!(tier, Isolation::SingleId),
-        Err(error) => {
-            println!("skipped: {error}");
+    let confinement = match confine(&IsolationMode::Auto, "") {
+        Ok(confinement) if confinement.isolation == Isolation::SingleId => confinement,
+        other => {
+            println!("skipped: {other:?}");
             return;
         }
-    }
+    };
     let scratch = tempfile::tempdir_in(directory).expect("a scratch directory");
-    let sandbox = Sandbox::new(scratch, Arc::new(HostNetwork)).expect("a sandbox");
+    let sandbox = Sandbox::new(scratch, Arc::new(HostNetwork), &confinement).expect("a sandbox");
     let script = "id -u; echo $$; touch /made /tmp/x; rm /etc/group; (echo x > /etc/hosts) 2>/dev/null || echo ro; \
                   echo x > /dev/null; head -c 2 /dev/zero | wc -c; ls /t; \
                   grep -E 'CapEff|Seccomp:' /proc/self/status | cut -f2";

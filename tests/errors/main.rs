@@ -14,8 +14,8 @@
 //! ```
 //!
 //! `args` are the words behind `rbuild build`, `.` unless given. `exit N` ends the file: the exit code, and what is printed
-//! on standard error, in which `[DIR]` stands for the directory of the build. Every other section is a file in there;
-//! behind its name, `(crlf)` and `(bom)` say how it is written.
+//! on standard error, in which `[DIR]` stands for the directory of the build. Every other section is a file in there, and
+//! the one called `stdin` is standard input, too; behind a name, `(crlf)` and `(bom)` say how it is written.
 //!
 //! No case needs root, a base image or a network. Progress is not shown, and with `--progress=plain` among the arguments,
 //! which shows warnings, it is left out; so what is left is the report. It has at most
@@ -88,7 +88,8 @@ impl Case {
         if !self.args.iter().any(|arg| arg.starts_with("--progress")) {
             command.arg("--progress=quiet");
         }
-        let output = command.current_dir(dir.path()).stdin(Stdio::null()).output().expect("rbuild starts");
+        let stdin = fs::File::open(dir.path().join("stdin")).map_or_else(|_| Stdio::null(), Stdio::from);
+        let output = command.current_dir(dir.path()).stdin(stdin).output().expect("rbuild starts");
         let printed = String::from_utf8_lossy(&output.stderr).replace(&dir.path().display().to_string(), "[DIR]");
         let is_report = |line: &&str| !line.trim().is_empty() && !line.starts_with('#');
         let report: String = printed.split_inclusive('\n').filter(is_report).collect();

@@ -17,7 +17,6 @@ use cache::Store;
 use clap::CommandFactory;
 
 use crate::args::{Cli, Command, Global};
-use crate::env;
 use crate::failure::Failure;
 use crate::request::BuildRequest;
 use crate::ui;
@@ -35,18 +34,18 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Run(args) => {
             let store = open_store(&cli.global)?;
             let _leftovers = remove_leftovers(&store);
-            run::run(&store, args)
+            run::run(&store, args, &cli.global.confinement)
         }
         Command::Images(args) => images::images(&open_store(&cli.global)?, &args, now()),
         Command::Tag(args) => images::tag(&open_store(&cli.global)?, &args),
         Command::Rmi(args) => images::rmi(&open_store(&cli.global)?, &args),
         Command::Inspect(args) => images::inspect(&open_store(&cli.global)?, &args),
         Command::History(args) => images::history(&open_store(&cli.global)?, &args, now()),
-        Command::Push(args) => transfer::push(&open_store(&cli.global)?, &args),
+        Command::Push(args) => transfer::push(&open_store(&cli.global)?, &args, &cli.global.confinement),
         Command::Pull(args) => {
             let store = open_store(&cli.global)?;
             let _leftovers = remove_leftovers(&store);
-            transfer::pull(&store, &args)
+            transfer::pull(&store, &args, &cli.global.confinement)
         }
         Command::Login(args) => login::login(&args),
         Command::Logout(args) => login::logout(&args),
@@ -62,11 +61,17 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
 
 /// Opens the store that flags and environment name.
 fn open_store(global: &Global) -> Result<Store, Failure> {
-    let is_root = rustix::process::geteuid().is_root();
-    let dir = global.store.clone().or_else(|| env::store_dir(is_root)).ok_or_else(crate::no_store_dir)?;
-    Store::open(&dir).map_err(|error| {
-        Failure::from(error).help("name another directory with --store DIR, or with RBUILD_STORE in the environment")
-    })
+    let dir = global.store.as_deref().ok_or_else(|| Failure::usage("this command has no store"))?;
+    let help = "name another directory with --store DIR, or with RBUILD_STORE in the environment";
+    let store = Store::open(dir).map_err(|error| Failure::from(error).help(help))?;
+    let style = global.confinement.isolation.tree_style().name();
+    store.claim(style).map_err(|error| {
+        let tier = global.confinement.isolation.name();
+        Failure::from(error)
+            .help(format!("steps are kept apart by `{tier}` now, which reads layers in another way"))
+            .help(help)
+    })?;
+    Ok(store)
 }
 
 /// Removes what killed processes left, beside the work of the command; waits for the end when dropped.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use cache::Store;
 use executor::emulation::{Emulation, Support};
 use executor::sandbox::{
-    Exit, HostNetwork, MountSource, NotStarted, Resources, Sandbox, SandboxMount, SandboxSpec, Stdio, Writes,
+    Confinement, Exit, HostNetwork, MountSource, NotStarted, Resources, Sandbox, SandboxMount, SandboxSpec, Stdio,
+    Writes,
 };
 use executor::source::ImageSource;
 use executor::source::image::PullPolicy;
@@ -30,7 +31,7 @@ const NOT_FOUND: u8 = 127;
 const NOT_EXECUTABLE: u8 = 126;
 
 /// Runs it; its exit code becomes ours.
-pub(crate) fn run(store: &Store, args: RunArgs) -> Result<(), Failure> {
+pub(crate) fn run(store: &Store, args: RunArgs, confinement: &Confinement) -> Result<(), Failure> {
     let whole = find(store, &args.image)?.swap_remove(0);
     let image = chosen(&whole, &args)?;
     let _lease = store.lease()?;
@@ -39,7 +40,7 @@ pub(crate) fn run(store: &Store, args: RunArgs) -> Result<(), Failure> {
     let program = spec.args.first().cloned().unwrap_or_default();
     let emulation = Emulation::new(store.clone(), env::emulator_dirs());
     let exit = runtime.block_on(async {
-        let lower = trees(store, image).await?;
+        let lower = trees(store, image, confinement).await?;
         let draft = store.new_tree()?;
         let handlers = match emulation.support(&image.platform()) {
             Support::Emulator(emulator) => Some(emulator.handlers.clone()),
@@ -49,7 +50,7 @@ pub(crate) fn run(store: &Store, args: RunArgs) -> Result<(), Failure> {
         if !args.interactive {
             close_input()?;
         }
-        let sandbox = Sandbox::new(store.scratch_dir()?, Arc::new(HostNetwork)).map_err(fault)?;
+        let sandbox = Sandbox::new(store.scratch_dir()?, Arc::new(HostNetwork), confinement).map_err(fault)?;
         sandbox.run_interactive(spec, &CancellationToken::new()).await.map_err(fault)
     })?;
     for warning in &exit.warnings {
@@ -116,12 +117,16 @@ fn chosen<'a>(whole: &'a Image, args: &RunArgs) -> Result<&'a PlatformImage, Fai
 }
 
 /// The trees of the image's layers, unpacked where they are not.
-async fn trees(store: &Store, image: &PlatformImage) -> Result<Vec<std::path::PathBuf>, Failure> {
+async fn trees(
+    store: &Store,
+    image: &PlatformImage,
+    confinement: &Confinement,
+) -> Result<Vec<std::path::PathBuf>, Failure> {
     let diff_ids = image.config.rootfs.diff_ids.iter();
     let layers = diff_ids.map(|diff_id| Ok(store.layer_for_diff_id(diff_id)?.layer));
     let chain = Chain::new(layers.collect::<Result<_, Failure>>()?);
     let client = Client::new(wire::client_options());
-    let images = ImageSource::new(store.clone(), client, PullPolicy::Missing, wire::unpack_options());
+    let images = ImageSource::new(store.clone(), client, PullPolicy::Missing, wire::unpack_options(confinement));
     let step = Progress::silent().start("");
     Ok(executor::engine::mountable(images.ensure_trees(&chain, &step, &CancellationToken::new()).await?))
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cache::Store;
 use executor::packer::{Packer, Wanted};
 use executor::push::{Parcel, Pusher};
+use executor::sandbox::Confinement;
 use executor::source::ImageSource;
 use executor::source::image::PullPolicy;
 use oci::registry::Client;
@@ -28,7 +29,7 @@ struct Transfer<'a> {
 }
 
 /// Pushes images under the names that they have here.
-pub(crate) fn push(store: &Store, args: &PushArgs) -> Result<(), Failure> {
+pub(crate) fn push(store: &Store, args: &PushArgs, confinement: &Confinement) -> Result<(), Failure> {
     let codec = output::codec(args.compression.as_deref(), args.compression_level.as_deref())?;
     // What is asked for is done, also where a layer of a base image has another form already.
     let wanted = Wanted {
@@ -40,7 +41,7 @@ pub(crate) fn push(store: &Store, args: &PushArgs) -> Result<(), Failure> {
     for name in &args.images {
         images.extend(named(store, name, args.all_tags)?);
     }
-    let pushed = with_transfer(store, args.quiet, PullPolicy::Missing, async |transfer| {
+    let pushed = with_transfer(store, confinement, args.quiet, PullPolicy::Missing, async |transfer| {
         let packer =
             Packer::new(store.clone(), transfer.images.clone(), transfer.progress.clone(), transfer.cancel.clone());
         let pusher = Pusher { store: store.clone(), images: transfer.images.clone(), cancel: transfer.cancel.clone() };
@@ -90,7 +91,7 @@ fn named(store: &Store, text: &str, all_tags: bool) -> Result<Vec<(ImageRef, Des
 }
 
 /// Brings images here, under their names.
-pub(crate) fn pull(store: &Store, args: &PullArgs) -> Result<(), Failure> {
+pub(crate) fn pull(store: &Store, args: &PullArgs, confinement: &Confinement) -> Result<(), Failure> {
     let platform = match &args.platform {
         None => Platform::host(),
         Some(text) => Platform::parse(text, &Platform::host())
@@ -102,7 +103,7 @@ pub(crate) fn pull(store: &Store, args: &PullArgs) -> Result<(), Failure> {
             .map_err(|error| Failure::usage(format!("invalid image name `{text}`: {error}")))
     });
     let names = names.collect::<Result<Vec<_>, _>>()?;
-    let lines = with_transfer(store, args.quiet, PullPolicy::Always, async |transfer| {
+    let lines = with_transfer(store, confinement, args.quiet, PullPolicy::Always, async |transfer| {
         let mut lines = String::new();
         for name in &names {
             let work = async |step: Step| transfer.pull(name, &platform, &step).await;
@@ -150,6 +151,7 @@ impl Transfer<'_> {
 /// Does `work` with progress on the screen and an eye on interrupts.
 fn with_transfer<T>(
     store: &Store,
+    confinement: &Confinement,
     quiet: bool,
     policy: PullPolicy,
     work: impl AsyncFnOnce(&Transfer<'_>) -> Result<T, OpError>,
@@ -160,7 +162,7 @@ fn with_transfer<T>(
     let runtime = wire::runtime()?;
     let lease = store.lease()?;
     let client = Client::new(wire::client_options());
-    let images = Arc::new(ImageSource::new(store.clone(), client, policy, wire::unpack_options()));
+    let images = Arc::new(ImageSource::new(store.clone(), client, policy, wire::unpack_options(confinement)));
     let transfer = Transfer { store, images, progress: ui.progress().clone(), cancel: cancel.clone() };
     let outcome = runtime.block_on(wire::until_interrupted(cancel, work(&transfer)));
     drop(transfer);

@@ -6,7 +6,7 @@ use solver::OpError;
 use solver::plan::quote;
 
 use super::HidingRule;
-use super::source::Source;
+use super::source::{Source, SourceDir};
 use crate::view::{ViewError, normal_components};
 
 /// Why a context (or another source of a copy) could not be read.
@@ -87,15 +87,20 @@ fn hints(source: &Source, path: &Path) -> super::Result<Vec<String>> {
         }
         help.push(format!("looked for `{}`", looked_for.display()));
     }
-    if let Some(near) = nearest(source, path)? {
+    let Some(root) = source.root()? else {
+        help.push("nothing is there to copy from: a Dockerfile on standard input comes without files".to_owned());
+        help.push("`rbuild -f - DIR` takes the Dockerfile from standard input and files from DIR".to_owned());
+        return Ok(help);
+    };
+    if let Some(near) = nearest(root, path)? {
         help.push(format!("did you mean `{}`?", near.display()));
     }
     Ok(help)
 }
 
 /// The name nearest to the first missing component, as a path; `None` when none is near.
-fn nearest(source: &Source, path: &Path) -> super::Result<Option<PathBuf>> {
-    let Some(mut dir) = source.root()? else { return Ok(None) };
+fn nearest(root: SourceDir, path: &Path) -> super::Result<Option<PathBuf>> {
+    let mut dir = root;
     let names = normal_components(path);
     for (idx, name) in names.iter().enumerate() {
         if let Some(child) = dir.child_dir(name)? {

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::context::IgnoreRules;
-use crate::sandbox::{HostNetwork, missing_privileges};
+use crate::sandbox::{Confinement, HostNetwork, missing_privileges};
 
 /// An operation as it comes from `RUN` in the exec form.
 pub(super) fn op(args: &[&str]) -> RunOp {
@@ -106,7 +106,7 @@ impl Fixture {
         }
         let store = Store::open(&directory.path().join("store")).unwrap();
         let scratch = tempfile::tempdir_in(directory.path()).unwrap();
-        let sandbox = Sandbox::new(scratch, Arc::new(HostNetwork)).unwrap();
+        let sandbox = Sandbox::new(scratch, Arc::new(HostNetwork), &Confinement::of_this_process()).unwrap();
         let runner = Runner::new(sandbox.clone(), store.clone(), options);
         let inputs = vec![InputTree { identity: String::new(), source: InputSource::Layers(Vec::new()) }];
         let fixture = Self { directory, base, store, sandbox, runner, inputs };

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::cgroup::Hierarchy;
 use super::error::SandboxError;
 use super::guard::DeviceGuard;
-use super::isolation::Isolation;
+use super::isolation::{Confinement, Isolation};
 use super::namespaces::RemainsCount;
 use super::network::NetworkProvider;
 use super::points::{PointKind, make_stubs};
@@ -27,6 +27,8 @@ pub(super) struct Host {
     files: Mutex<HashMap<String, PathBuf>>,
     pub(super) network: Arc<dyn NetworkProvider>,
     pub(super) isolation: Isolation,
+    /// The OCI runtime that starts commands.
+    pub(super) runtime: Option<PathBuf>,
     pub(super) sensitive: Sensitive,
     pub(super) hierarchy: Hierarchy,
     pub(super) guard: OnceLock<DeviceGuard>,
@@ -42,7 +44,11 @@ pub(super) struct Host {
 }
 
 impl Host {
-    pub(super) fn new(scratch: TempDir, network: Arc<dyn NetworkProvider>) -> Result<Self, SandboxError> {
+    pub(super) fn new(
+        scratch: TempDir,
+        network: Arc<dyn NetworkProvider>,
+        confinement: &Confinement,
+    ) -> Result<Self, SandboxError> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let mount_namespace = rustix::fs::open("/proc/self/ns/mnt", flags, Mode::empty())
             .map_err(SandboxError::call("open", "/proc/self/ns/mnt"))?;
@@ -55,7 +61,8 @@ impl Host {
             scratch,
             files: Mutex::new(HashMap::new()),
             network,
-            isolation: Isolation::of_this_process(),
+            isolation: confinement.isolation,
+            runtime: confinement.runtime.clone(),
             sensitive: Sensitive::of_host(),
             hierarchy: Hierarchy::of_this_process(),
             guard: OnceLock::new(),

@@ -52,9 +52,9 @@ use tokio_util::sync::CancellationToken;
 pub use abandoned::remove_abandoned_groups;
 pub use command::DEFAULT_PATH;
 pub use error::SandboxError;
-pub use isolation::{Isolation, missing_privileges};
+pub use isolation::{Confinement, Isolation, IsolationMode, TreeStyle, missing_for_chroot, missing_privileges};
 pub use network::{HostNetwork, NetworkProvider};
-pub use rootless::{EnterError, enter_user_namespace};
+pub use rootless::{EnterError, confine, refusal};
 pub use spec::{Exit, MemoryFile, MountSource, NotStarted, Resources, SandboxMount, SandboxSpec, Stdio, Writes};
 
 use control::{Control, Report};
@@ -83,12 +83,16 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Sandbox {
     /// `scratch` is a private directory on the file system of the layers: throw-away upper directories lie in it.
-    /// `network` is what steps with the default network get.
+    /// `network` is what steps with the default network get, `confinement` what this process has got for keeping them apart.
     ///
     /// # Errors
     /// When the machine's facts cannot be read, or `scratch` cannot be written.
-    pub fn new(scratch: TempDir, network: Arc<dyn NetworkProvider>) -> Result<Self, SandboxError> {
-        Host::new(scratch, network).map(|host| Self { host: Arc::new(host), threads: Arc::default() })
+    pub fn new(
+        scratch: TempDir,
+        network: Arc<dyn NetworkProvider>,
+        confinement: &Confinement,
+    ) -> Result<Self, SandboxError> {
+        Host::new(scratch, network, confinement).map(|host| Self { host: Arc::new(host), threads: Arc::default() })
     }
 
     /// The scratch directory: a place for sockets and the like that commands are to see.

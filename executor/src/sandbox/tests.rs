@@ -47,7 +47,7 @@ impl Fixture {
         make_busybox(&base);
         fs::create_dir(directory.path().join("sandbox")).unwrap();
         let scratch = tempfile::tempdir_in(directory.path().join("sandbox")).unwrap();
-        let sandbox = Sandbox::new(scratch, Arc::new(HostNetwork)).unwrap();
+        let sandbox = Sandbox::new(scratch, Arc::new(HostNetwork), &Confinement::of_this_process()).unwrap();
         let fixture = Self { directory, sandbox, base };
         match fixture.sh("true") {
             Ok(_) => Some(fixture),
@@ -688,7 +688,7 @@ fn privileged_devices_of_the_machine_stay_closed() {
 
     // The same without control groups.
     let scratch = tempfile::tempdir_in(fixture.directory.path()).unwrap();
-    let sandbox = Sandbox::new(scratch, Arc::new(HostNetwork)).unwrap();
+    let sandbox = Sandbox::new(scratch, Arc::new(HostNetwork), &Confinement::of_this_process()).unwrap();
     sandbox.host.guard.set(guard::DeviceGuard::Mounts).unwrap();
     let fixture = Fixture { sandbox, ..fixture };
     let again = fixture.shell("");

@@ -125,7 +125,8 @@ impl HttpSource {
             },
         };
         if let Some(wanted) = op.checksum.as_ref().filter(|wanted| **wanted != fetched.digest) {
-            return Err(OpError::input(format!("digest mismatch {}: {wanted}", fetched.digest)));
+            let error = OpError::input(format!("digest mismatch {}: {wanted}", fetched.digest));
+            return Err(error.help("the server has another file than `--checksum` says: find out which one is right"));
         }
         let path = fetched.draft.tree().join(&op.filename);
         let last_modified = fetched.last_modified;

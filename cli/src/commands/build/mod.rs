@@ -15,6 +15,7 @@ use std::sync::Arc;
 use executor::emulation::{Emulation, EmulationCost};
 use executor::engine::{Engine, OfferedDir};
 use executor::packer::Wanted;
+use executor::sandbox::Confinement;
 use solver::plan::{
     ContextKind, Culprit, IgnoreFile, NamedContext, NoCache, Plan, PlanError, PlanRequest, SourceText, plan,
 };
@@ -45,7 +46,7 @@ pub(crate) fn build(request: &BuildRequest, global: &Global) -> Result<(), Failu
     let _leftovers = super::remove_leftovers(&store);
     result_files::remove_old(request)?;
     let work = async |build: &Build<'_>, source: &mut Option<Source>| build.run(source).await;
-    let (Built { finished, warnings, cost }, source) = session(request, &store, work)?;
+    let (Built { finished, warnings, cost }, source) = session(request, &store, global, work)?;
     if let Some(source) = &source
         && !request.quiet
     {
@@ -65,13 +66,20 @@ pub(crate) fn build(request: &BuildRequest, global: &Global) -> Result<(), Failu
 pub(super) fn session<T>(
     request: &BuildRequest,
     store: &cache::Store,
+    global: &Global,
     work: impl AsyncFnOnce(&Build<'_>, &mut Option<Source>) -> Result<T, Failure>,
 ) -> Result<(T, Option<Source>), Failure> {
     let ui = Ui::start(request.progress, super::clock(), env::colours());
     let cancel = CancellationToken::new();
     let runtime = wire::runtime()?;
     let mut source = None;
-    let build = Build { request, store, progress: ui.progress().clone(), cancel: cancel.clone() };
+    let build = Build {
+        request,
+        store,
+        confinement: &global.confinement,
+        progress: ui.progress().clone(),
+        cancel: cancel.clone(),
+    };
     let outcome = runtime.block_on(wire::until_interrupted(cancel, work(&build, &mut source)));
     // Work that was cancelled ends before the last picture is drawn.
     drop(runtime);
@@ -86,6 +94,7 @@ pub(super) fn session<T>(
 pub(super) struct Build<'a> {
     request: &'a BuildRequest,
     store: &'a cache::Store,
+    confinement: &'a Confinement,
     pub(super) progress: Progress,
     cancel: CancellationToken,
 }

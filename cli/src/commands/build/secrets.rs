@@ -9,7 +9,7 @@ use std::sync::Arc;
 use cache::Store;
 use executor::emulation::Emulation;
 use executor::run::{Agent, AgentStore, KeyError, MOST_KEY_FILE_BYTES, PrivateKey, RunOptions, Runner, Secret};
-use executor::sandbox::{HostNetwork, Sandbox};
+use executor::sandbox::{Confinement, HostNetwork, Sandbox};
 use executor::source::SecretLookup;
 
 use crate::env;
@@ -24,7 +24,12 @@ pub(crate) fn lookup(secrets: &[SecretArg]) -> SecretLookup {
 }
 
 /// What runs commands: the sandbox, with the secrets and agents of this build.
-pub(crate) fn runner(store: &Store, secrets: &[SecretArg], agents: AgentStore) -> Result<Runner, Failure> {
+pub(crate) fn runner(
+    store: &Store,
+    secrets: &[SecretArg],
+    agents: AgentStore,
+    confinement: &Confinement,
+) -> Result<Runner, Failure> {
     let emulation = Some(Emulation::new(store.clone(), env::emulator_dirs()));
     let mut options = RunOptions { agents, emulation, ..RunOptions::default() };
     for secret in secrets {
@@ -37,7 +42,7 @@ pub(crate) fn runner(store: &Store, secrets: &[SecretArg], agents: AgentStore) -
             }
         };
     }
-    let sandbox = Sandbox::new(store.scratch_dir()?, Arc::new(HostNetwork))
+    let sandbox = Sandbox::new(store.scratch_dir()?, Arc::new(HostNetwork), confinement)
         .map_err(|error| Failure::environment(error.to_string()))?;
     Ok(Runner::new(sandbox, store.clone(), options))
 }

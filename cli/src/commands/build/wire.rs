@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use executor::engine::{Engine, EngineParts, OfferedDir};
-use executor::layer::{OverlayFlavour, UnpackOptions};
+use executor::layer::{OverlayFlavour, Ownership, UnpackOptions};
 use executor::packer::Wanted;
 use executor::run::DEFAULT_AGENT;
+use executor::sandbox::{Confinement, TreeStyle};
 use executor::source::git::GitOptions;
 use executor::source::image::PullPolicy;
 use executor::source::{GitSource, HttpSource, ImageSource};
@@ -88,10 +89,10 @@ pub(crate) fn engine(
         known_hosts: None,
     };
     let parts = EngineParts {
-        images: Arc::new(ImageSource::new(store.clone(), client.clone(), policy, unpack_options())),
+        images: Arc::new(ImageSource::new(store.clone(), client.clone(), policy, unpack_options(build.confinement))),
         http: HttpSource::new(http_client, store.clone(), lookup.clone()),
         git: GitSource::new(git, store.clone(), lookup),
-        runner: secrets::runner(&store, &build.request.secrets, agents)?,
+        runner: secrets::runner(&store, &build.request.secrets, agents, build.confinement)?,
         store,
         contexts,
         wanted,
@@ -107,10 +108,14 @@ fn http_client() -> reqwest::Result<reqwest::Client> {
     reqwest::Client::builder().user_agent(concat!("rbuild/", env!("CARGO_PKG_VERSION"))).build()
 }
 
-/// How layers are unpacked for this user: root's overlayfs keeps its marks in `trusted.*`.
-pub(crate) fn unpack_options() -> UnpackOptions {
-    let flavour = if rustix::process::geteuid().is_root() { OverlayFlavour::Trusted } else { OverlayFlavour::User };
-    UnpackOptions { flavour, ..UnpackOptions::default() }
+/// How layers are unpacked so that they can be mounted, or looked at, in this tier.
+pub(crate) fn unpack_options(confinement: &Confinement) -> UnpackOptions {
+    let (flavour, ownership) = match confinement.isolation.tree_style() {
+        TreeStyle::Trusted => (OverlayFlavour::Trusted, Ownership::Archive),
+        TreeStyle::User => (OverlayFlavour::User, Ownership::Archive),
+        TreeStyle::Noted => (OverlayFlavour::User, Ownership::Ourselves),
+    };
+    UnpackOptions { flavour, ownership, ..UnpackOptions::default() }
 }
 
 /// Everything that the registry client is told from outside.

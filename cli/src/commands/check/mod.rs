@@ -46,7 +46,7 @@ pub(crate) fn run(request: &BuildRequest, call: Call, global: &Global) -> Result
     }
     let store = super::open_store(global)?;
     let work = async |build: &Build<'_>, source: &mut Option<Source>| answer(build, call.method, source).await;
-    let (answer, source) = build::session(request, &store, work)?;
+    let (answer, source) = build::session(request, &store, global, work)?;
     let source = source.unwrap_or_else(|| Source { name: "Dockerfile".to_owned(), text: String::new() });
     match answer {
         Answer::Findings(findings) => report_findings(findings, request, &source, call),

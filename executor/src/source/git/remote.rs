@@ -33,7 +33,8 @@ impl Resolved {
         if is_met {
             return Ok(());
         }
-        Err(key_error(format!("expected checksum to match {wanted}, got {}", self.commit)))
+        let error = key_error(format!("expected checksum to match {wanted}, got {}", self.commit));
+        Err(error.help("the reference has moved, or the checksum is another commit's: find out which one is right"))
     }
 }
 
