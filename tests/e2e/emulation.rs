@@ -165,6 +165,23 @@ fn an_emulated_step_is_as_confined_as_others() {
 }
 
 #[test]
+fn an_ordinary_user_needs_no_more() {
+    need_emulation!(Need::Program("setpriv"));
+    let args = ["--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "-Ur", "true"];
+    if !Command::new("setpriv").args(args).output().is_ok_and(|output| output.status.success()) {
+        return note("skipped emulation: users may not make user namespaces here");
+    }
+    let (_, architecture) = FOREIGN;
+    let space = space(architecture);
+    let store = format!("{}/store", space.open_dir("theirs"));
+    let platform = format!("linux/{architecture}");
+    space.write("Dockerfile", "FROM scratch\nCOPY --chmod=755 hello /hello\nRUN [\"/hello\"]\n");
+    let ran = space.as_nobody(&["--store", &store, "build", "--progress=plain", "--platform", &platform, "."]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(ran.stderr.contains(" hello from elsewhere\n"), "{}", ran.stderr);
+}
+
+#[test]
 fn what_cannot_run_is_said_before_and_after() {
     need!(Need::Root, Need::Program("busybox"));
     let (emulator, architecture) = FOREIGN;

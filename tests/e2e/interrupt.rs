@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::harness::{Need, Space, wait_for};
@@ -11,8 +12,8 @@ use crate::need;
 /// So long may it take until nothing is left.
 const SOON: Duration = Duration::from_secs(2);
 
-/// Processes that [`stubborn`] has in the end, with its shell.
-const N_STUBBORN: usize = 7;
+/// Processes that [`stubborn`] has in the end, whose shell has become the last.
+const N_STUBBORN: usize = 6;
 
 /// A step with everything that can be left behind: children, one that ignores signals, one in a session of its own, one
 /// whose parents are gone, one that is stopped, and a cache mount.
@@ -34,7 +35,8 @@ struct Running {
 impl Running {
     fn start(space: &Space) -> Self {
         // Tells the processes of this test from those of others.
-        let mark = format!("8{:06}", std::process::id() % 100_000 * 10 + u32::from(rand_digit(space)));
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let mark = format!("8{:06}", std::process::id() % 100_000 * 10 + NEXT.fetch_add(1, Ordering::Relaxed));
         space.write("Dockerfile", stubborn(&mark));
         let build = space.command(["-q", "."]).stderr(std::process::Stdio::piped()).spawn().expect("rbuild starts");
         let running = Self { build, mark };
@@ -67,10 +69,12 @@ impl Running {
     }
 }
 
-/// Tests of this file run at the same time: their directories differ.
-fn rand_digit(space: &Space) -> u8 {
-    let name = space.path("").display().to_string();
-    name.bytes().fold(0_u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte)) % 10
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A test that failed must leave nothing behind either.
+        drop(self.build.kill());
+        drop(self.build.wait());
+    }
 }
 
 fn processes_with(mark: &str) -> Vec<String> {

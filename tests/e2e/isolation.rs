@@ -10,19 +10,26 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::harness::{Need, Ran, Space, succeed, wait_for, workspace};
+use crate::harness::{Need, Ran, Space, note, succeed, wait_for, workspace};
 use crate::need;
 
-/// What a tier cannot keep steps from, and says so.
+/// A tier of isolation.
 struct Tier {
     /// Flags that choose it.
     flags: &'static [&'static str],
-    /// Attempts that work there.
+    /// Whether the builder has no rights on this machine.
+    is_for_nobody: bool,
+    /// Attempts that the tier cannot refuse, and says so.
     open: &'static [&'static str],
+    /// Users that steps can have.
+    users: &'static [&'static str],
 }
 
 /// All namespaces, native overlayfs.
-const ROOT: Tier = Tier { flags: &[], open: &[] };
+const ROOT: Tier = Tier { flags: &["--isolation=root"], is_for_nobody: false, open: &[], users: &["0:0", "1000:1000"] };
+
+/// A user namespace with a single id.
+const SINGLE_ID: Tier = Tier { flags: &["--isolation=userns-single"], is_for_nobody: true, open: &[], users: &["0:0"] };
 
 /// What a step must neither reach nor see.
 struct Host {
@@ -80,9 +87,14 @@ fn settings() -> BTreeMap<&'static str, String> {
     SETTINGS.map(|path| (path, std::fs::read_to_string(path).unwrap_or_default())).into()
 }
 
-/// A space with the program of attempts in its context.
-fn space() -> Space {
+/// A space with the program of attempts in its context, and a store that knows `busybox`.
+fn space(tier: &Tier) -> Space {
     let space = Space::with_busybox();
+    if tier.is_for_nobody {
+        std::fs::set_permissions(space.path(""), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("chmod");
+        space.open_dir("theirs");
+        Ran::of(builder(&space, tier, &["-q", "-t", "busybox", "busybox"]).output().expect("starts")).success();
+    }
     let source = workspace().join("tests/e2e/isolation/attempts.c");
     succeed(
         Command::new("cc").args(["-static", "-O1", "-Wall", "-Werror", "-o"]).arg(space.path("attempts")).arg(source),
@@ -90,13 +102,28 @@ fn space() -> Space {
     space
 }
 
+/// The program in a tier, not yet started.
+fn builder(space: &Space, tier: &Tier, args: &[&str]) -> Command {
+    let ordinary = space.command(tier.flags.iter().chain(args));
+    if !tier.is_for_nobody {
+        return ordinary;
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(ordinary.get_program());
+    command.args(ordinary.get_args()).current_dir(space.path("")).stdin(Stdio::null()).env("NO_COLOR", "1");
+    command.env("RBUILD_STORE", space.path("theirs/store"));
+    command
+}
+
 /// Builds with a step that tries everything; returns what it says.
-fn try_everything(space: &Space, tier: &Tier, run: &str, arguments: &[String]) -> Ran {
-    let dockerfile = format!("FROM busybox\nCOPY attempts /attempts\n{run} /attempts {}\n", arguments.join(" "));
+fn try_everything(space: &Space, tier: &Tier, user: &str, arguments: &[String]) -> Ran {
+    let dockerfile = format!(
+        "FROM busybox\nCOPY attempts /attempts\nUSER {user}\nRUN --network=none /attempts {}\n",
+        arguments.join(" ")
+    );
     space.write("Dockerfile", dockerfile);
-    let mut build = space.command(["--progress=plain", "--no-cache", "-t", "tried", "."].iter().chain(tier.flags));
-    build.env("HOST_CANARY", "alive");
-    Ran::of(build.output().expect("rbuild starts"))
+    let mut build = builder(space, tier, &["build", "--progress=plain", "--no-cache", "-t", "tried", "."]);
+    Ran::of(build.env("HOST_CANARY", "alive").output().expect("rbuild starts"))
 }
 
 /// Names of the attempts that worked, and of those that were refused.
@@ -115,24 +142,30 @@ fn processes_of(program: &str) -> Vec<String> {
 
 fn attempts_are_refused(tier: &Tier) {
     need!(Need::Root, Need::Program("busybox"), Need::Program("cc"));
-    let space = space();
+    let space = space(tier);
     let mut host = Host::new(&space);
-    for (run, open) in [
-        ("RUN --network=none", &[][..]),
-        // Without privileges of its own, a step can do even less.
-        ("USER 1000:1000\nRUN --network=none", &[]),
-    ] {
-        let ran = try_everything(&space, tier, run, &host.arguments());
+    for user in tier.users {
+        let ran = try_everything(&space, tier, user, &host.arguments());
         assert_eq!(ran.code, 0, "{}", ran.stderr);
         let (worked, refused) = outcomes(&ran);
-        let expected: Vec<&str> = tier.open.iter().chain(open).copied().collect();
-        assert_eq!(worked, expected, "{}", ran.stderr);
+        assert_eq!(worked, tier.open, "{}", ran.stderr);
         assert!(worked.len() + refused.len() > 70, "the program ended early:\n{}", ran.stderr);
         assert_eq!(processes_of("/attempts"), Vec::<String>::new(), "somebody outlived the step");
         host.assert_unharmed();
     }
-    // Nothing of what was tried is in the layer but what it wrote in its own root.
-    assert!(!space.run_in("tried", &["ls", "/"]).contains("tmp-node"));
+}
+
+#[test]
+fn attempts_are_refused_in_a_user_namespace() {
+    if !can_be_nobody() {
+        return note("skipped isolation: users may not make user namespaces here");
+    }
+    attempts_are_refused(&SINGLE_ID);
+}
+
+fn can_be_nobody() -> bool {
+    let args = ["--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "-Ur", "true"];
+    Command::new("setpriv").args(args).output().is_ok_and(|output| output.status.success())
 }
 
 #[test]
