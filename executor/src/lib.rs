@@ -4,12 +4,14 @@
 #![deny(unsafe_code)]
 
 pub mod context;
+pub mod copy_out;
 pub mod emulation;
 pub mod engine;
 pub mod export;
 pub mod fetched;
 pub mod files;
 pub mod layer;
+mod owners;
 pub mod packer;
 pub mod push;
 pub mod run;

@@ -53,6 +53,7 @@ fn run_in(root: &Path) -> io::Result<bool> {
         directory: CString::new("/").map_err(io::Error::other)?,
         user_namespace: None,
         filter: None,
+        listener: None,
         identity: Identity { uid, gid, groups: None, capabilities: Capabilities::Bounded(0) },
         parent: parent.as_fd(),
         forbidden: (program.st_dev, program.st_ino),

@@ -12,9 +12,8 @@ use std::path::Path;
 
 use rayon::prelude::*;
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chownat, copy_file_range, fchmod,
-    fchown, fsetxattr, futimens, ioctl_ficlone, linkat, lsetxattr, mkdirat, mknodat, openat, renameat, symlinkat,
-    utimensat,
+    AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, copy_file_range, fchmod, fchown, fsetxattr,
+    futimens, ioctl_ficlone, linkat, lsetxattr, mkdirat, mknodat, openat, renameat, symlinkat, utimensat,
 };
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
@@ -26,6 +25,7 @@ use super::draft::{Attributes, Body, DirId, Draft, Inode, InodeId, InodeKind, In
 use super::order::{Listed, Listing};
 use crate::context::ContextError;
 use crate::context::source::{CAPABILITY_XATTR, SourceDir};
+use crate::owners;
 use crate::view::{ViewError, Xattrs, handle_path};
 
 /// Larger files are cloned or copied inside the kernel; smaller ones are cheaper to read and write.
@@ -205,8 +205,7 @@ impl Leaf<'_> {
     fn finish_special(&self, inode: &Inode, mode: Option<u32>) -> Result<(), OpError> {
         let attributes = &inode.attributes;
         let fail = |e| self.failed("set the metadata of", e);
-        let (uid, gid) = ids(attributes);
-        chownat(self.dir, self.name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
+        owners::chownat(self.dir, self.name, attributes.uid, attributes.gid).map_err(fail)?;
         if let Some(mode) = mode {
             rustix::fs::chmodat(self.dir, self.name, Mode::from_raw_mode(mode), AtFlags::empty()).map_err(fail)?;
         }
@@ -301,9 +300,9 @@ fn xattrs_of(inode: &Inode) -> Result<Xattrs, OpError> {
 /// root, which is nearly all of them, need no change of owner.
 fn finish(fd: impl AsFd, attributes: &Attributes, xattrs: &[(OsString, Vec<u8>)]) -> rustix::io::Result<()> {
     let fd = fd.as_fd();
-    let (uid, gid) = ids(attributes);
-    if (uid, gid) != (geteuid(), getegid()) {
-        fchown(fd, Some(uid), Some(gid))?;
+    let (uid, gid) = (attributes.uid, attributes.gid);
+    if owners::are_noted() || (uid, gid) != (geteuid().as_raw(), getegid().as_raw()) {
+        owners::fchown(fd, uid, gid)?;
     }
     fchmod(fd, Mode::from_raw_mode(attributes.mode))?;
     for (name, value) in xattrs {
@@ -327,10 +326,6 @@ fn set_opaque(fd: &OwnedFd) -> rustix::io::Result<()> {
         Err(Errno::PERM) => fsetxattr(fd, "user.overlay.opaque", b"y", XattrFlags::empty()),
         outcome => outcome,
     }
-}
-
-fn ids(attributes: &Attributes) -> (Uid, Gid) {
-    (Uid::from_raw(attributes.uid), Gid::from_raw(attributes.gid))
 }
 
 fn times(attributes: &Attributes) -> Timestamps {

@@ -3,10 +3,11 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, lgetxattr, openat, statat};
+use rustix::fs::{Dir, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, lgetxattr, openat};
 use rustix::io::Errno;
 
 use super::error::as_path;
+use crate::owners;
 use crate::view::fd_path;
 
 /// Name of the only xattr that layers carry.
@@ -48,9 +49,14 @@ pub(super) fn open_file(parent: impl AsFd, name: &[u8]) -> rustix::io::Result<Ow
     openat(parent, name, flags, Mode::empty())
 }
 
-/// The status of `name` itself.
+/// The status of `name` itself, with the owner that is meant.
 pub(super) fn stat(parent: impl AsFd, name: &[u8]) -> rustix::io::Result<Stat> {
-    statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
+    owners::statat(parent, as_path(name))
+}
+
+/// The status of an open file, with the owner that is meant.
+pub(super) fn fstat(fd: impl AsFd) -> rustix::io::Result<Stat> {
+    owners::fstat(fd)
 }
 
 /// The names in a directory with their types, unsorted.

@@ -8,16 +8,17 @@ use std::path::Path;
 
 use oci::layer::{CleanPath, clean_path};
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fsetxattr, futimens,
-    linkat, mknodat, openat, symlinkat, utimensat,
+    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, fchmod, fsetxattr, futimens, linkat, mknodat,
+    openat, symlinkat, utimensat,
 };
 
 use super::dir;
 use super::error::{Result, TreeError, as_path};
 use super::lower::{LowerMeta, LowerView};
-use super::unpack::{Attributes, Creator, Ownership, Place, Unpacked};
+use super::unpack::{Attributes, Creator, Place, Unpacked};
 use super::untouched::Untouched;
 use super::walk::last_component;
+use crate::owners;
 
 /// Completes the tree of an unpacked layer with what only the layers below know.
 ///
@@ -34,7 +35,7 @@ pub fn fix_up(tree: &Path, lower: &dyn LowerView, unpacked: &Unpacked) -> Result
     let place = Place::open(tree)?;
     let creator = Creator::new(unpacked.options, place.fd())?;
     let opaque_dirs = unpacked.opaque_dirs.iter().map(|dir| dir.as_os_str().as_bytes().to_vec()).collect();
-    let mut fixer = Fixer { place, creator, lower, opaque_dirs, ownership: unpacked.options.ownership };
+    let mut fixer = Fixer { place, creator, lower, opaque_dirs };
     for dir in &unpacked.implied_dirs {
         fixer.describe_implied(dir.as_os_str().as_bytes())?;
     }
@@ -55,7 +56,6 @@ struct Fixer<'a> {
     creator: Creator,
     lower: &'a dyn LowerView,
     opaque_dirs: HashSet<Vec<u8>>,
-    ownership: Ownership,
 }
 
 impl Fixer<'_> {
@@ -196,10 +196,7 @@ impl Fixer<'_> {
         let mut file = std::fs::File::from(fd);
         io::copy(&mut source, &mut file).map_err(copy_error)?;
         let fd = OwnedFd::from(file);
-        if self.ownership == Ownership::Archive {
-            fchown(&fd, Some(Uid::from_raw(meta.uid)), Some(Gid::from_raw(meta.gid)))
-                .map_err(at("change the owner of"))?;
-        }
+        owners::fchown(&fd, meta.uid, meta.gid).map_err(at("change the owner of"))?;
         fchmod(&fd, Mode::from_raw_mode(meta.mode)).map_err(at("change the mode of"))?;
         self.copy_xattrs(path, &fd)?;
         futimens(&fd, &times(meta)).map_err(at("set the time of"))
@@ -216,11 +213,7 @@ impl Fixer<'_> {
             mknodat(self.place.fd(), name, meta.kind, Mode::from_raw_mode(meta.mode), meta.rdev)
                 .map_err(at("create"))?;
         }
-        if self.ownership == Ownership::Archive {
-            let (uid, gid) = (Some(Uid::from_raw(meta.uid)), Some(Gid::from_raw(meta.gid)));
-            rustix::fs::chownat(self.place.fd(), name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(at("change the owner of"))?;
-        }
+        owners::chownat(self.place.fd(), as_path(name), meta.uid, meta.gid).map_err(at("change the owner of"))?;
         if meta.kind != FileType::Symlink {
             let mode = Mode::from_raw_mode(meta.mode);
             rustix::fs::chmodat(self.place.fd(), name, mode, AtFlags::empty()).map_err(at("change the mode of"))?;

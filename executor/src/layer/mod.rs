@@ -13,7 +13,7 @@ mod fix_up;
 pub mod lower;
 mod pack;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod tree_tar;
 mod unchanged;
 mod unpack;
@@ -27,4 +27,4 @@ pub use lower::{LowerMeta, LowerView, NothingBelow};
 pub use pack::{LayerSink, PackOptions, Packed, media_type_of};
 pub use tree_tar::write_tree;
 pub use unchanged::drop_unchanged;
-pub use unpack::{DeferredLink, OverlayFlavour, Ownership, UnpackOptions, Unpacked, unpack};
+pub use unpack::{DeferredLink, OverlayFlavour, UnpackOptions, Unpacked, unpack};

@@ -8,6 +8,8 @@ use oci::layer::{Entry, EntryKind, LayerReader, ReadLimits, TarWriter};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lgetxattr, mknodat, setxattr};
 use tempfile::TempDir;
 
+use super::UnpackOptions;
+
 /// Time of everything that the tests make.
 pub(super) const TIME: i64 = 1_700_000_000;
 
@@ -165,4 +167,12 @@ impl Tar {
 /// An entry of root's, at [`TIME`].
 pub(super) fn plain<'a>(path: &'a str, kind: EntryKind<'a>) -> Entry<'a> {
     Entry { mtime_secs: TIME, ..Entry::new(path.as_bytes(), kind) }
+}
+
+/// Options with which everybody can unpack: who may not give files away notes their owners.
+pub(crate) fn for_anybody() -> UnpackOptions {
+    if !rustix::process::geteuid().is_root() {
+        crate::owners::note_from_now_on();
+    }
+    UnpackOptions::default()
 }

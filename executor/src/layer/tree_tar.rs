@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use oci::layer::{Entry, EntryKind, TarWriter, Xattr};
-use rustix::fs::{FileType, Stat, fstat, major, minor, readlinkat};
+use rustix::fs::{FileType, Stat, major, minor, readlinkat};
 
 use super::dir;
 use super::error::{Result, TreeError, as_path};
@@ -86,7 +86,7 @@ fn load_leaf(step: LeafStep, buffer: &mut Vec<u8>) -> Result<Leaf> {
     match step.kind {
         FileType::RegularFile => {
             let fd = dir::open_file(&step.parent, step.name()).map_err(at("open"))?;
-            let stat = fstat(&fd).map_err(at("stat"))?;
+            let stat = dir::fstat(&fd).map_err(at("stat"))?;
             let xattrs = dir::own_xattrs(&fd).map_err(at("read xattrs of"))?;
             if xattrs.is_redirected {
                 return Err(TreeError::Redirected { path: as_path(&step.path).to_owned() });

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use oci::layer::Ordered;
-use rustix::fs::{FileType, Stat, fstat};
+use rustix::fs::{FileType, Stat};
 
 use super::dir::{self, OwnXattrs};
 use super::error::{Result, TreeError, as_path};
@@ -119,7 +119,7 @@ impl<'a> Walk<'a> {
             return Err(TreeError::io("enter", as_path(&path), rustix::io::Errno::NOENT));
         };
         let fd = dir::open_dir(&parent.fd, name).map_err(at("open"))?;
-        let stat = fstat(&fd).map_err(at("stat"))?;
+        let stat = dir::fstat(&fd).map_err(at("stat"))?;
         let OwnXattrs { capability, is_opaque, is_redirected } = dir::own_xattrs(&fd).map_err(at("read xattrs of"))?;
         if is_redirected {
             return Err(TreeError::Redirected { path: as_path(&path).to_owned() });

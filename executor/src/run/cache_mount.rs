@@ -1,15 +1,16 @@
 //! Cache mounts: finding, emptying and seeding the persistent directories of a step.
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use cache::{CacheMount, MountRequest, Sharing, Store, UsageKind};
-use rustix::fs::{CWD, Gid, Mode, Uid};
+use rustix::fs::Mode;
 use solver::OpError;
 use tokio_util::sync::CancellationToken;
 
-use super::seed;
+use crate::copy_out::copy_out;
+use crate::owners;
 
 /// One cache mount of a step.
 #[derive(Clone, Debug)]
@@ -85,20 +86,17 @@ fn lay_down(base: &Base, mount: &CacheMount, cancel: &CancellationToken) -> Resu
     match base {
         Base::Empty { uid, gid, mode } => {
             let set = || {
-                rustix::fs::chownat(
-                    CWD,
-                    &mount.path,
-                    Some(Uid::from_raw(*uid)),
-                    Some(Gid::from_raw(*gid)),
-                    rustix::fs::AtFlags::empty(),
-                )?;
+                owners::chown(&mount.path, *uid, *gid)?;
                 rustix::fs::chmod(&mount.path, Mode::from_raw_mode(*mode))
             };
             set().map_err(|errno| {
                 OpError::environment(format!("cannot set the owner and mode of `{}`: {errno}", mount.path.display()))
             })
         }
-        Base::Tree { layers, path, .. } => seed::copy(layers, path, &mount.path, cancel),
+        Base::Tree { layers, path, .. } => {
+            // A cache begins with files; devices, pipes and sockets have no business in it.
+            Ok(copy_out(layers, Path::new(path), &mount.path, false, &|| cancel.is_cancelled())?)
+        }
     }
 }
 

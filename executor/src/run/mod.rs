@@ -8,7 +8,6 @@ mod foreign;
 mod mounts;
 mod outcome;
 mod secret;
-mod seed;
 mod ssh;
 
 use std::path::{Path, PathBuf};

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use cache::CacheMount;
+use cache::{CacheMount, Sharing};
 use solver::{Mount, MountKind, OpError};
 
 use super::cache_mount::{self, Base, Wanted};
 use super::ssh::{Forwards, SocketOwner};
 use super::{InputSource, InputTree, RunRequest, Runner};
 use crate::context::{MountSource as ContextMount, materialize_for_mount};
-use crate::sandbox::{MemoryFile, MountSource, SandboxMount, Writes};
+use crate::sandbox::{Isolation, MemoryFile, MountSource, SandboxMount, Writes};
 
 /// Mounts with what has to live as long as they are used.
 #[derive(Default)]
@@ -129,8 +129,12 @@ impl Mounts {
 }
 
 async fn take_caches(runner: &Runner, request: &RunRequest<'_>) -> Result<BTreeMap<String, CacheMount>, OpError> {
-    let wanted: Vec<Wanted> =
+    let mut wanted: Vec<Wanted> =
         request.op.mounts.iter().filter_map(|mount| wanted(request, mount).transpose()).collect::<Result<_, _>>()?;
+    if runner.sandbox.isolation() == Isolation::Chroot {
+        // There, a cache is moved into the root of its step.
+        wanted.iter_mut().for_each(|wanted| wanted.sharing = Sharing::Locked);
+    }
     if wanted.is_empty() {
         return Ok(BTreeMap::new());
     }

@@ -49,7 +49,12 @@ pub(super) fn op_error(op: &RunOp, error: SandboxError) -> OpError {
         SandboxError::Directory { .. } => OpError::input(failed(op, &error.to_string())),
         SandboxError::SourceMissing { .. } => OpError::input(format!("failed to compute cache key: {error}")),
         SandboxError::NulByte { .. } | SandboxError::UnknownLimit { .. } => OpError::input(error.to_string()),
-        SandboxError::Io { .. } | SandboxError::Setup { .. } | SandboxError::Mount { .. } => {
+        SandboxError::NotInThisTier { .. } => {
+            OpError::environment(error.to_string()).help("`rbuild doctor` says what this machine lacks for more")
+        }
+        SandboxError::NoCommands => OpError::environment(error.to_string())
+            .help("COPY and ADD work without; `rbuild doctor` says what is missing for RUN"),
+        SandboxError::Io { .. } | SandboxError::Setup { .. } | SandboxError::Mount { .. } | SandboxError::Copy(_) => {
             OpError::environment(format!("cannot run `{}`: {error}", op.args.join(" ")))
         }
         SandboxError::Lost => OpError::internal(error.to_string()),

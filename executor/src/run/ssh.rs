@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 
 pub use key::{KeyError, PrivateKey};
 
+use crate::owners;
 use wire::{read_message, write_message};
 
 /// What an empty id means.
@@ -112,7 +113,7 @@ impl Forwards {
         let path = directory.path.path().join(&name);
         let listener = UnixListener::bind(directory.short("self").join(&name))?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(owner.mode))?;
-        chown(&path, Some(owner.uid), Some(owner.gid))?;
+        owners::chown(&path, owner.uid, owner.gid)?;
         self.tasks.spawn(serve(listener, agent.clone()));
         Ok(path)
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use rustix::io::Errno;
 
+use crate::copy_out::CopyError;
 use crate::view::passwd::AccountsError;
 
 /// Why a command was not run to its end.
@@ -55,6 +56,22 @@ pub enum SandboxError {
         /// Why not.
         errno: Errno,
     },
+    /// Files could not be copied where nothing can be mounted.
+    #[error(transparent)]
+    Copy(CopyError),
+    /// The machine allows too little for what is asked for.
+    #[error("{what} is not to be had with --isolation={tier}")]
+    NotInThisTier {
+        /// What, with its article.
+        what: &'static str,
+        /// The tier, as on the command line.
+        tier: &'static str,
+    },
+    /// The machine allows no commands.
+    #[error(
+        "this user may neither make namespaces nor change the root: no RUN step can be kept apart from this machine"
+    )]
+    NoCommands,
     /// An argument, variable or path contains a NUL byte.
     #[error("{what} contains a NUL byte")]
     NulByte {
@@ -73,6 +90,16 @@ pub enum SandboxError {
     /// The thread that ran the step ended without a result: a bug.
     #[error("the sandbox's thread ended without a result")]
     Lost,
+}
+
+impl From<CopyError> for SandboxError {
+    fn from(error: CopyError) -> Self {
+        match error {
+            CopyError::Missing { path } => Self::SourceMissing { source_path: path },
+            CopyError::Stopped => Self::Cancelled,
+            other => Self::Copy(other),
+        }
+    }
 }
 
 impl SandboxError {

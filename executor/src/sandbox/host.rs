@@ -12,6 +12,7 @@ use rustix::thread::CapabilitySet;
 use tempfile::TempDir;
 
 use super::cgroup::Hierarchy;
+use super::chroot::Roots;
 use super::error::SandboxError;
 use super::guard::DeviceGuard;
 use super::isolation::{Confinement, Isolation};
@@ -41,6 +42,8 @@ pub(super) struct Host {
     /// A descriptor of this process.
     pub(super) this_process: OwnedFd,
     pub(super) remains: Arc<RemainsCount>,
+    /// Copies of layers, in [`Isolation::Chroot`].
+    pub(super) roots: Roots,
 }
 
 impl Host {
@@ -71,6 +74,7 @@ impl Host {
             mount_namespace,
             this_process,
             remains: Arc::default(),
+            roots: Roots::default(),
         };
         for directory in [host.root_point(), host.stage_point(), host.empty(), host.default_stubs()] {
             std::fs::create_dir(&directory).map_err(SandboxError::io("create", &directory))?;

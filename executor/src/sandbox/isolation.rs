@@ -136,6 +136,11 @@ impl Isolation {
         }
     }
 
+    /// Whether commands get namespaces of their own.
+    pub(super) fn has_namespaces(self) -> bool {
+        matches!(self, Self::Root | Self::UserNamespace | Self::SingleId)
+    }
+
     /// Whether overlayfs must keep its marks in `user.` attributes.
     pub(super) fn needs_user_xattrs(self) -> bool {
         self.tree_style() != TreeStyle::Trusted

@@ -2,13 +2,14 @@
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read as _};
-use std::os::unix::fs::{DirBuilderExt as _, chown};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::error::SandboxError;
+use crate::owners;
 use crate::view::passwd::{Accounts, AccountsError, RunUser};
 
 /// Looks `user` up in the account files of the root.
@@ -70,7 +71,7 @@ pub(super) fn make_directory(path: &str, account: &RunUser) -> Result<(), Sandbo
     }
     for directory in missing.into_iter().rev() {
         DirBuilder::new().mode(0o755).create(directory).map_err(|error| failed(&error))?;
-        chown(directory, Some(account.uid), Some(account.gid)).map_err(|error| failed(&error))?;
+        owners::chown(directory, account.uid, account.gid).map_err(|error| failed(&error.into()))?;
     }
     Ok(())
 }

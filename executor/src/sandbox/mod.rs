@@ -14,6 +14,7 @@
 
 mod abandoned;
 mod cgroup;
+mod chroot;
 mod command;
 mod control;
 mod devices;
@@ -28,6 +29,7 @@ mod namespaces;
 mod network;
 mod overlay;
 mod points;
+mod pretend;
 mod room;
 mod rootfs;
 mod rootless;

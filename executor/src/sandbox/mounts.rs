@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -18,6 +18,7 @@ use super::guard::DevicePolicy;
 use super::overlay::Overlay;
 use super::points::{MadePoint, PointKind, make_point};
 use super::spec::{MemoryFile, MountSource, SandboxMount, Writes};
+use crate::owners;
 use crate::sys::mount::{MountAttributes, Reach, mount_setattr};
 use crate::sys::spawn::{LateMount, MountCall};
 
@@ -168,7 +169,7 @@ impl Workshop<'_> {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
             let mut handle = File::from(rustix::fs::openat(&memory, &name, flags, Mode::RUSR)?);
             handle.write_all(&file.content)?;
-            rustix::fs::fchown(&handle, Some(Uid::from_raw(file.uid)), Some(Gid::from_raw(file.gid)))?;
+            owners::fchown(&handle, file.uid, file.gid)?;
             Ok(rustix::fs::fchmod(&handle, Mode::from_raw_mode(file.mode & 0o777))?)
         };
         write().map_err(SandboxError::io("write", format!("{name} in memory")))?;
@@ -258,11 +259,10 @@ impl What {
 /// The root directory of an overlay is that of its topmost layer.
 pub(super) fn copy_root_metadata(lower: &[PathBuf], upper: &Path) -> Result<(), SandboxError> {
     let Some(top) = lower.last() else { return Ok(()) };
-    let want = rustix::fs::stat(top).map_err(SandboxError::call("read", top))?;
-    let have = rustix::fs::stat(upper).map_err(SandboxError::call("read", upper))?;
+    let want = owners::stat(top).map_err(SandboxError::call("read", top))?;
+    let have = owners::stat(upper).map_err(SandboxError::call("read", upper))?;
     if (want.st_uid, want.st_gid) != (have.st_uid, have.st_gid) {
-        let (uid, gid) = (Uid::from_raw(want.st_uid), Gid::from_raw(want.st_gid));
-        rustix::fs::chown(upper, Some(uid), Some(gid)).map_err(SandboxError::call("change the owner of", upper))?;
+        owners::chown(upper, want.st_uid, want.st_gid).map_err(SandboxError::call("change the owner of", upper))?;
     }
     if want.st_mode != have.st_mode {
         let mode = Mode::from_raw_mode(want.st_mode);

@@ -169,12 +169,12 @@ fn serve<'a>(host: &'a Host, threads: &Weak<Threads>, mut turn: Turn<'a>) -> End
                 place
             }
         };
-        let prepared = Room::prepare(host);
-        if let Err(error) = &prepared {
+        let prepared = host.isolation.has_namespaces().then(|| Room::prepare(host));
+        if let Some(Err(error)) = &prepared {
             tracing::debug!(%error, "nothing can be prepared for the next command");
         }
         let since = Instant::now();
         let Ok(job) = orders.recv() else { return Ended { tell: Box::new(move || drop(going)), remains: None } };
-        turn = Turn::Work(job, prepared.ok().filter(|_| since.elapsed() < OLDEST));
+        turn = Turn::Work(job, prepared.and_then(Result::ok).filter(|_| since.elapsed() < OLDEST));
     }
 }

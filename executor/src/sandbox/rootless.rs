@@ -11,7 +11,8 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::thread::{CapabilitySet, UnshareFlags};
 
-use super::isolation::{Confinement, Isolation, IsolationMode, missing_for_chroot, missing_privileges};
+use super::isolation::{Confinement, Isolation, IsolationMode, TreeStyle, missing_for_chroot, missing_privileges};
+use crate::owners;
 use crate::sys::namespace::unshare;
 
 /// Why commands cannot be kept apart as asked for.
@@ -64,6 +65,14 @@ pub enum EnterError {
 /// # Errors
 /// [`EnterError`]; never for [`IsolationMode::Auto`].
 pub fn confine(mode: &IsolationMode, search_path: &str) -> Result<Confinement, EnterError> {
+    let confinement = choose(mode, search_path)?;
+    if confinement.isolation.tree_style() == TreeStyle::Noted {
+        owners::note_from_now_on();
+    }
+    Ok(confinement)
+}
+
+fn choose(mode: &IsolationMode, search_path: &str) -> Result<Confinement, EnterError> {
     let with = |isolation| Confinement { isolation, runtime: None, reasons: Vec::new() };
     match mode {
         IsolationMode::Auto => Ok(best()),

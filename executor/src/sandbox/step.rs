@@ -26,11 +26,12 @@ use super::mounts::{self, Prepared, Workshop, file_attributes};
 use super::namespaces::{Namespaces, Remains};
 use super::overlay::Overlay;
 use super::points::{self, MadePoint, PointKind};
+use super::pretend::Pretender;
 use super::room::Room;
 use super::spec::{Exit, SandboxSpec};
 use super::streams::Streams;
 use super::supervise::supervise;
-use super::{command, devices, limits, login, network, rootfs, seccomp};
+use super::{chroot, command, devices, limits, login, network, rootfs, seccomp};
 use crate::sys::mount::MountAttributes;
 use crate::sys::spawn::{Capabilities, Child, Ended, Identity, LateMount, Plan, SpawnError, Stage, spawn};
 use crate::view::passwd::RunUser;
@@ -54,6 +55,11 @@ pub(super) fn perform<'a>(
 ) -> Result<(Exit, Option<Remains>), SandboxError> {
     if control.is_cancelled() {
         return Err(SandboxError::Cancelled);
+    }
+    match host.isolation {
+        Isolation::Chroot => return Ok((chroot::perform(host, spec, control, reports)?, None)),
+        Isolation::Nothing => return Err(SandboxError::NoCommands),
+        Isolation::Root | Isolation::UserNamespace | Isolation::SingleId => {}
     }
     let limits = limits::resolve(&spec.ulimits, limits::process_ceiling(host.may_raise_limits()))?;
     let mut warnings: Vec<String> = limits.warning.into_iter().collect();
@@ -310,6 +316,13 @@ impl Step<'_> {
             false => Capabilities::Given(self.host.capabilities),
         };
         let groups = self.host.isolation.may_set_groups().then(|| account.supplementary.clone());
+        let mut pretender = match self.host.isolation {
+            Isolation::SingleId => {
+                let mounts = self.host.mount_namespace.as_fd();
+                Pretender::start(mounts, account.uid, account.gid, &account.supplementary)?
+            }
+            _ => None,
+        };
         let plan = Plan {
             pid_namespace: true,
             birth_cgroup: self.birthplace,
@@ -321,6 +334,7 @@ impl Step<'_> {
             limits: self.limits.clone(),
             user_namespace: self.spec.handlers.as_ref().map(|handlers| handlers.user_namespace()),
             filter: if confined { seccomp::default_filter() } else { None },
+            listener: pretender.as_ref().and_then(Pretender::listener),
             directory,
             identity: Identity { uid: account.uid, gid: account.gid, groups, capabilities },
             parent: self.host.this_process.as_fd(),
@@ -334,6 +348,7 @@ impl Step<'_> {
         match spawn(&plan) {
             Ok(child) => {
                 drop(plan);
+                pretender.iter_mut().for_each(Pretender::started);
                 self.accompany(&child, streams)
             }
             Err(SpawnError::Child { stage: Stage::Exec, errno }) => {

@@ -9,6 +9,7 @@ use rustix::pty::OpenptFlags;
 use rustix::termios::{OptionalActions, Termios, Winsize};
 
 use super::error::SandboxError;
+use crate::owners;
 
 /// The side of a pseudo terminal that we hold, and what is on its way to it.
 pub(super) struct Terminal {
@@ -40,7 +41,9 @@ impl Terminal {
             rustix::pty::unlockpt(&master)?;
             let peer_flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
             let peer = rustix::pty::ioctl_tiocgptpeer(&master, peer_flags)?;
-            rustix::fs::fchown(&peer, Some(Uid::from_raw(uid)), None::<Gid>)?;
+            if !owners::are_noted() {
+                rustix::fs::fchown(&peer, Some(Uid::from_raw(uid)), None::<Gid>)?;
+            }
             show_console(&master)?;
             let terminal =
                 Self { master, pending: Vec::new(), input_open: true, output_open: true, _raw: RawMode::enter() };

@@ -11,4 +11,5 @@ pub mod handlers;
 pub mod mount;
 pub mod namespace;
 pub mod net;
+pub mod notify;
 pub mod spawn;

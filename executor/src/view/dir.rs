@@ -8,17 +8,18 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, fstat, openat, readlinkat, statat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, openat, readlinkat, statat};
 use rustix::io::Errno;
 
 use super::handles::Handles;
 use super::node::is_whiteout;
 use super::{Metadata, Node, NodeKind, Result, ViewError, Xattrs};
+use crate::owners;
 
 /// Names of the xattr by which overlayfs marks a directory that hides what lies below it.
 const OPAQUE_XATTRS: [&str; 2] = ["trusted.overlay.opaque", "user.overlay.opaque"];
-/// Prefixes of overlayfs' own xattrs, which belong to the format and not to the content.
-const OVERLAY_PREFIXES: [&str; 2] = ["trusted.overlay.", "user.overlay."];
+/// Prefixes of xattrs that belong to the format and not to the content: overlayfs' own, and notes of owners.
+const OVERLAY_PREFIXES: [&str; 3] = ["trusted.overlay.", "user.overlay.", owners::OWN_PREFIX];
 
 /// A directory as the merged root shows it. Cheap to clone and to keep: it holds no open files.
 #[derive(Clone, Debug)]
@@ -61,7 +62,7 @@ impl DirView {
     /// [`ViewError::Io`].
     pub fn metadata(&self) -> Result<Option<Node>> {
         let Some(part) = self.parts().next().transpose()? else { return Ok(None) };
-        let stat = fstat(&part.fd).map_err(|e| self.error("stat", &part, OsStr::new(""), e))?;
+        let stat = owners::fstat(&part.fd).map_err(|e| self.error("stat", &part, OsStr::new(""), e))?;
         Ok(Some(node(part.layer_idx, &stat)))
     }
 
@@ -192,7 +193,7 @@ impl DirView {
     fn find(&self, name: &OsStr) -> Result<Option<(Part, Node)>> {
         for part in self.parts() {
             let part = part?;
-            match statat(&part.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            match owners::statat(&part.fd, name) {
                 Ok(stat) if is_whiteout(&stat) => return Ok(None),
                 Ok(stat) => {
                     let node = node(part.layer_idx, &stat);

@@ -22,7 +22,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 pub use dir::DirView;
-pub(crate) use dir::{fd_path, handle_path};
+pub(crate) use dir::{fd_path, handle_path, read_xattrs};
 pub use error::ViewError;
 pub(crate) use handles::open_beneath;
 pub use lower::Below;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use executor::engine::{Engine, EngineParts, OfferedDir};
-use executor::layer::{OverlayFlavour, Ownership, UnpackOptions};
+use executor::layer::{OverlayFlavour, UnpackOptions};
 use executor::packer::Wanted;
 use executor::run::DEFAULT_AGENT;
 use executor::sandbox::{Confinement, TreeStyle};
@@ -110,12 +110,11 @@ fn http_client() -> reqwest::Result<reqwest::Client> {
 
 /// How layers are unpacked so that they can be mounted, or looked at, in this tier.
 pub(crate) fn unpack_options(confinement: &Confinement) -> UnpackOptions {
-    let (flavour, ownership) = match confinement.isolation.tree_style() {
-        TreeStyle::Trusted => (OverlayFlavour::Trusted, Ownership::Archive),
-        TreeStyle::User => (OverlayFlavour::User, Ownership::Archive),
-        TreeStyle::Noted => (OverlayFlavour::User, Ownership::Ourselves),
+    let flavour = match confinement.isolation.tree_style() {
+        TreeStyle::Trusted => OverlayFlavour::Trusted,
+        TreeStyle::User | TreeStyle::Noted => OverlayFlavour::User,
     };
-    UnpackOptions { flavour, ownership, ..UnpackOptions::default() }
+    UnpackOptions { flavour, ..UnpackOptions::default() }
 }
 
 /// Everything that the registry client is told from outside.

@@ -5,14 +5,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use oci::layer::{Content, Entry, EntryKind, Xattr};
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fsetxattr,
-    ftruncate, futimens, lsetxattr, makedev, mkdirat, mknodat, openat, symlinkat, unlinkat, utimensat,
+    AtFlags, Dir, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, fchmod, fsetxattr, ftruncate, futimens,
+    lsetxattr, makedev, mkdirat, mknodat, openat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 
-use super::{OverlayFlavour, Ownership, UnpackOptions};
+use super::{OverlayFlavour, UnpackOptions};
 use crate::layer::dir;
 use crate::layer::error::{Result, TreeError, as_path};
+use crate::owners;
 
 /// Mode of a directory until its own is set, at the end.
 const WORKING_DIR_MODE: u32 = 0o755;
@@ -50,7 +51,10 @@ impl Creator {
     pub(in crate::layer) fn new(options: UnpackOptions, root: BorrowedFd<'_>) -> Result<Self> {
         let root = dir::stat(root, b".").map_err(TreeError::io_at("stat", b""))?;
         let inherits_group = root.st_mode & 0o2000 != 0;
-        let ids = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let ids = match owners::are_noted() {
+            true => (0, 0),
+            false => (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
+        };
         Ok(Self { options, umask: current_umask(), owner_of_new: (!inherits_group).then_some(ids) })
     }
 
@@ -112,7 +116,8 @@ impl Creator {
         if end < content.size_bytes() {
             ftruncate(&fd, content.size_bytes()).map_err(at("write"))?;
         }
-        let was_chowned = self.chown(entry, |uid, gid| fchown(&fd, uid, gid)).map_err(at("change the owner of"))?;
+        let was_chowned =
+            self.chown(entry, |uid, gid| owners::fchown(&fd, uid, gid)).map_err(at("change the owner of"))?;
         // Changing the owner clears setuid and setgid.
         if entry.mode != first_mode & !self.umask || (was_chowned && entry.mode & 0o6000 != 0) {
             fchmod(&fd, Mode::from_raw_mode(entry.mode)).map_err(at("change the mode of"))?;
@@ -136,7 +141,7 @@ impl Creator {
     /// Metadata of what cannot be opened: links, devices, pipes.
     fn describe_special(&self, parent: BorrowedFd<'_>, name: &[u8], entry: &Entry<'_>) -> Result<()> {
         let at = |operation| TreeError::io_at(operation, entry.path);
-        let chown = |uid, gid| rustix::fs::chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW);
+        let chown = |uid, gid| owners::chownat(parent, as_path(name), uid, gid);
         self.chown(entry, chown).map_err(at("change the owner of"))?;
         if !matches!(entry.kind, EntryKind::Symlink { .. }) {
             // It was made a moment ago and is no link; the kernel has no call that would say so.
@@ -162,10 +167,7 @@ impl Creator {
     /// Sets the metadata of a directory.
     pub(in crate::layer) fn describe_dir(&self, dir: &OwnedFd, path: &[u8], attributes: &Attributes) -> Result<()> {
         let at = |operation| TreeError::io_at(operation, path);
-        if self.options.ownership == Ownership::Archive {
-            fchown(dir, Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)))
-                .map_err(at("change the owner of"))?;
-        }
+        owners::fchown(dir, attributes.uid, attributes.gid).map_err(at("change the owner of"))?;
         fchmod(dir, Mode::from_raw_mode(attributes.mode)).map_err(at("change the mode of"))?;
         futimens(dir, &times(attributes.mtime.0, attributes.mtime.1)).map_err(at("set the time of"))
     }
@@ -201,12 +203,12 @@ impl Creator {
     fn chown(
         &self,
         entry: &Entry<'_>,
-        chown: impl FnOnce(Option<Uid>, Option<Gid>) -> rustix::io::Result<()>,
+        chown: impl FnOnce(u32, u32) -> rustix::io::Result<()>,
     ) -> rustix::io::Result<bool> {
-        if self.options.ownership == Ownership::Ourselves || self.owner_of_new == Some((entry.uid, entry.gid)) {
+        if self.owner_of_new == Some((entry.uid, entry.gid)) {
             return Ok(false);
         }
-        chown(Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid))).map(|()| true)
+        chown(entry.uid, entry.gid).map(|()| true)
     }
 
     /// Applies the xattrs of an entry, except those that would speak to the kernel in our name.
@@ -217,7 +219,8 @@ impl Creator {
         set: impl Fn(&[u8], &[u8]) -> rustix::io::Result<()>,
     ) -> Result<()> {
         for Xattr { name, value } in entry.xattrs {
-            if name.starts_with(b"trusted.") || name.starts_with(b"user.overlay.") {
+            let is_ours = [b"trusted.".as_slice(), b"user.overlay.", owners::OWN_PREFIX.as_bytes()];
+            if is_ours.iter().any(|prefix| name.starts_with(prefix)) {
                 tracing::debug!(path = %as_path(entry.path).display(), "refused a privileged xattr of a layer");
                 continue;
             }

@@ -39,23 +39,11 @@ pub enum OverlayFlavour {
     User,
 }
 
-/// Who owns what is unpacked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Ownership {
-    /// Whoever the archive says. Ids that are not mapped in this user namespace are errors.
-    #[default]
-    Archive,
-    /// Whoever unpacks: for a user namespace with a single id.
-    Ourselves,
-}
-
 /// How a layer is unpacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct UnpackOptions {
     /// Which xattrs mark directories.
     pub flavour: OverlayFlavour,
-    /// Who owns what is unpacked.
-    pub ownership: Ownership,
     /// What the archive may not exceed.
     pub limits: ReadLimits,
 }

@@ -8,6 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::layer::TreeError;
+use crate::layer::testing::for_anybody;
 use crate::layer::testing::{TIME, Tar, listing, plain, privileged_dir};
 
 mod hostile;
@@ -260,8 +261,7 @@ fn user_xattrs_mark_trees_of_user_namespaces() {
         return crate::layer::testing::skip("the file system has no user xattrs");
     }
     let tar = Tar::new().dir("d").file("d/.wh..wh..opq", "").bytes();
-    let options =
-        UnpackOptions { flavour: OverlayFlavour::User, ownership: Ownership::Ourselves, ..UnpackOptions::default() };
+    let options = UnpackOptions { flavour: OverlayFlavour::User, ..for_anybody() };
     unpack(tar.as_slice(), dir.path(), &options).expect("unpacks");
     let mut value = [0; 4];
     assert_eq!(getxattr(dir.path().join("d"), "user.overlay.opaque", &mut value[..]), Ok(1));
@@ -302,7 +302,7 @@ fn blobs_of_any_compression_have_the_digest_of_their_tar() {
         let gzip = [members(&raw[..half]), members(&raw[half..])].concat();
         for blob in [raw.clone(), gzip] {
             let dir = tempfile::tempdir().expect("a directory");
-            let options = UnpackOptions { ownership: Ownership::Ourselves, ..UnpackOptions::default() };
+            let options = for_anybody();
             let unpacked = unpack(blob.as_slice(), dir.path(), &options).expect("unpacks");
             assert_eq!(unpacked.diff_id.digest(), &oci::Digest::of(&raw), "{name}");
             assert_eq!((unpacked.tar_bytes, unpacked.n_entries), (raw.len() as u64, 2));
@@ -344,7 +344,7 @@ fn damaged_blobs_and_limits_are_errors() {
     let gzip = flate2_like(&Tar::new().file("a", &"text ".repeat(300_000)).bytes());
     let unpack_with = |blob: &[u8], limits| {
         let dir = tempfile::tempdir().expect("a directory");
-        unpack(blob, dir.path(), &UnpackOptions { ownership: Ownership::Ourselves, limits, ..UnpackOptions::default() })
+        unpack(blob, dir.path(), &UnpackOptions { limits, ..for_anybody() })
     };
     let limits = ReadLimits::default();
     assert!(unpack_with(&gzip, limits).is_ok());
@@ -367,7 +367,7 @@ fn sparse_files_stay_sparse() {
     let tar = std::process::Command::new("tar").args(["--sparse", "-cC"]).arg(dir.path()).arg("sparse").output();
     let Ok(tar) = tar else { return crate::layer::testing::skip("no tar program") };
     let tree = tempfile::tempdir().expect("a directory");
-    let options = UnpackOptions { ownership: Ownership::Ourselves, ..UnpackOptions::default() };
+    let options = for_anybody();
     unpack(tar.stdout.as_slice(), tree.path(), &options).expect("unpacks");
     let meta = fs::metadata(tree.path().join("sparse")).expect("stats");
     assert_eq!(meta.len(), 64 << 20);

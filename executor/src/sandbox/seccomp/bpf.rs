@@ -48,6 +48,21 @@ pub(super) fn compile(machines: &[Machine]) -> Vec<FilterInstruction> {
     program
 }
 
+/// Has the calls of these numbers answered, on one machine; all others pass.
+pub(super) fn compile_answered(architecture: u32, numbers: &[u32]) -> Vec<FilterInstruction> {
+    let verdict = |verdict: u32| vec![instruction(RETURN, 0, 0, verdict)];
+    let pass = || verdict(libc::SECCOMP_RET_ALLOW);
+    let mut block = vec![load(OFFSET_NUMBER)];
+    block.extend(
+        numbers.iter().fold(pass(), |otherwise, &number| {
+            branch(IF_EQUAL, number, verdict(libc::SECCOMP_RET_USER_NOTIF), otherwise)
+        }),
+    );
+    let mut program = vec![load(OFFSET_ARCHITECTURE)];
+    program.extend(branch(IF_EQUAL, architecture, block, pass()));
+    program
+}
+
 /// A binary search over intervals, then the answers, each once: the kernel checks, translates and compiles a filter for
 /// every step, which takes as long as the filter is.
 fn search(intervals: &[(u32, Rule)]) -> Vec<FilterInstruction> {

@@ -26,6 +26,27 @@ pub fn default_filter() -> Option<&'static [FilterInstruction]> {
     FILTER.get_or_init(|| machines_of(std::env::consts::ARCH).map(|machines| bpf::compile(&machines))).as_deref()
 }
 
+/// A filter that has calls answered by somebody else and lets all others pass.
+pub struct Answered {
+    /// The program.
+    pub filter: Vec<FilterInstruction>,
+    /// The number of each call, in the order of the names.
+    pub numbers: Vec<Option<i32>>,
+}
+
+/// Makes one for this machine's own programs; `None` where we know no numbers.
+pub fn answered<'a>(names: impl Iterator<Item = &'a str>) -> Option<Answered> {
+    let (architecture, number): (u32, fn(&Call) -> i32) = match std::env::consts::ARCH {
+        "x86_64" => (AUDIT_X86_64, |call| call.x86_64),
+        "aarch64" => (AUDIT_AARCH64, |call| call.aarch64),
+        _ => return None,
+    };
+    let find = |name: &str| CALLS.iter().find(|call| call.name == name).map(number).filter(|number| *number != NONE);
+    let numbers: Vec<Option<i32>> = names.map(find).collect();
+    let wanted: Vec<u32> = numbers.iter().flatten().map(|number| number.cast_unsigned()).collect();
+    Some(Answered { filter: bpf::compile_answered(architecture, &wanted), numbers })
+}
+
 fn machines_of(architecture: &str) -> Option<Vec<Machine>> {
     match architecture {
         "x86_64" => Some(vec![x86_64(), machine(AUDIT_I386, |call| call.i386)]),

@@ -59,7 +59,7 @@ fn other_half() {
     let Some(part) = std::env::var_os(PART) else { return };
     let directory = std::env::var_os("RBUILD_TEST_DIR").map(PathBuf::from).unwrap();
     let scratch = tempfile::tempdir_in(&directory).unwrap();
-    let sandbox = Sandbox::new(scratch, Arc::new(HostNetwork)).unwrap();
+    let sandbox = Sandbox::new(scratch, Arc::new(HostNetwork), &Confinement::of_this_process()).unwrap();
     let fixture =
         Fixture { directory: tempfile::tempdir_in(&directory).unwrap(), sandbox, base: directory.join("base") };
     if part == "sleep" {

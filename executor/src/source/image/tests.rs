@@ -9,7 +9,7 @@ use oci::{Descriptor, DiffId, Digest, ImageConfig, ImageRef, Index, Manifest, Pl
 use solver::{Event, ResolvedImage};
 use tokio_util::sync::CancellationToken;
 
-use crate::layer::Ownership;
+use crate::layer::testing::for_anybody;
 use crate::source::testing::{Reply, Server, silent, step, store};
 
 use super::*;
@@ -82,8 +82,7 @@ fn source(store: &Store, policy: PullPolicy) -> ImageSource {
     oci::registry::install_crypto_provider();
     let retry = RetryPolicy { attempts: 1, ..RetryPolicy::default() };
     let client = Client::new(ClientOptions { retry, ..ClientOptions::default() });
-    let unpack = UnpackOptions { ownership: Ownership::Ourselves, ..UnpackOptions::default() };
-    ImageSource::new(store.clone(), client, policy, unpack)
+    ImageSource::new(store.clone(), client, policy, for_anybody())
 }
 
 /// A tar of files, parents not included.

@@ -7,7 +7,8 @@ use std::ptr;
 
 use super::script::leads_to;
 use super::{
-    Capabilities, FilterInstruction, Identity, LateMount, MountCall, Plan, Program, Session, Stage, Start, raw_errno,
+    Capabilities, FilterInstruction, Identity, LateMount, Listener, MountCall, Plan, Program, Session, Stage, Start,
+    raw_errno,
 };
 
 type Step<T = ()> = Result<T, (Stage, c_int)>;
@@ -46,7 +47,10 @@ fn prepare_and_exec(plan: &Plan<'_>) -> Result<Infallible, (Stage, c_int)> {
     if let Some(filter) = plan.filter {
         install_filter(filter)?;
     }
-    become_user(&plan.identity)?;
+    if let Some(listener) = &plan.listener {
+        install_listener(listener)?;
+    }
+    become_user(&plan.identity, plan.listener.is_some())?;
     die_with_parent(plan.parent.as_raw_fd())?;
     Err((Stage::Exec, exec(&plan.program, plan.forbidden)))
 }
@@ -160,7 +164,43 @@ fn install_filter(filter: &[FilterInstruction]) -> Step {
     check(result, Stage::Filter)
 }
 
-fn become_user(identity: &Identity) -> Step {
+/// Installs a filter and sends its listener away.
+fn install_listener(listener: &Listener<'_>) -> Step {
+    /// Room for one descriptor.
+    #[repr(C)]
+    union Room {
+        header: libc::cmsghdr,
+        bytes: [u8; 64],
+    }
+    let Ok(len) = libc::c_ushort::try_from(listener.filter.len()) else { return Err((Stage::Filter, libc::EINVAL)) };
+    let program = libc::sock_fprog { len, filter: listener.filter.as_ptr().cast_mut() };
+    let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    // SAFETY: `program` describes exactly the live slice; the kernel copies and only reads it.
+    let fd = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, ptr::from_ref(&program)) };
+    check(fd, Stage::Filter)?;
+    let mut room = Room { bytes: [0; 64] };
+    let mut byte = 0_u8;
+    let mut piece = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    // SAFETY: all-zero is a value of `msghdr`; the header of the control message lies in `room`, which is aligned for it
+    // and has room for it and one descriptor; everything that the message points to lives across the call.
+    let sent = unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut piece;
+        message.msg_iovlen = 1;
+        message.msg_control = (&raw mut room).cast();
+        message.msg_controllen = libc::CMSG_SPACE(size_of::<c_int>() as u32) as _;
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(size_of::<c_int>() as u32) as _;
+        ptr::write_unaligned(libc::CMSG_DATA(header).cast::<c_int>(), fd as c_int);
+        libc::sendmsg(listener.socket.as_raw_fd(), &raw const message, 0)
+    };
+    check(sent as libc::c_long, Stage::Filter)
+}
+
+/// With `ids_are_pretended`, who it is is somebody else's business: the first one, all the same, for the kernel.
+fn become_user(identity: &Identity, ids_are_pretended: bool) -> Step {
     // The raw calls are used on purpose: the C library's would change all threads of the process whose memory we share.
     if let Capabilities::Bounded(keep) = identity.capabilities {
         bound_capabilities(keep);
@@ -170,14 +210,18 @@ fn become_user(identity: &Identity) -> Step {
         if let Some(groups) = &identity.groups {
             check(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()), Stage::Identity)?;
         }
-        check(libc::syscall(libc::SYS_setresgid, identity.gid, identity.gid, identity.gid), Stage::Identity)?;
+        if !ids_are_pretended {
+            check(libc::syscall(libc::SYS_setresgid, identity.gid, identity.gid, identity.gid), Stage::Identity)?;
+        }
         if matches!(identity.capabilities, Capabilities::Given(_)) {
             check(libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0).into(), Stage::Identity)?;
         }
-        check(libc::syscall(libc::SYS_setresuid, identity.uid, identity.uid, identity.uid), Stage::Identity)?;
+        if !ids_are_pretended {
+            check(libc::syscall(libc::SYS_setresuid, identity.uid, identity.uid, identity.uid), Stage::Identity)?;
+        }
     }
     match identity.capabilities {
-        Capabilities::Bounded(keep) if identity.uid == 0 => set_capabilities(keep, 0),
+        Capabilities::Bounded(keep) if identity.uid == 0 || ids_are_pretended => set_capabilities(keep, 0),
         // The kernel has taken them away with the user.
         Capabilities::Bounded(_) => Ok(()),
         Capabilities::Given(set) => {

@@ -54,6 +54,8 @@ pub struct Plan<'a> {
     pub user_namespace: Option<BorrowedFd<'a>>,
     /// System call filter, installed before privileges are dropped.
     pub filter: Option<&'a [FilterInstruction]>,
+    /// Calls that are answered by somebody else; its ids then stay as they are, whatever [`Plan::identity`] says.
+    pub listener: Option<Listener<'a>>,
     /// Working directory, entered before privileges are dropped.
     pub directory: CString,
     /// Who it is.
@@ -64,6 +66,15 @@ pub struct Plan<'a> {
     pub forbidden: (u64, u64),
     /// What it runs.
     pub program: Program,
+}
+
+/// A second filter, whose verdict on calls can be to ask.
+#[derive(Clone, Copy)]
+pub struct Listener<'a> {
+    /// The filter.
+    pub filter: &'a [FilterInstruction],
+    /// Where the descriptor of those who answer is sent.
+    pub socket: BorrowedFd<'a>,
 }
 
 /// The session of a child.
@@ -320,7 +331,7 @@ impl Drop for BlockedSignals {
     }
 }
 
-fn last_errno() -> Errno {
+pub(super) fn last_errno() -> Errno {
     Errno::from_raw_os_error(raw_errno())
 }
 

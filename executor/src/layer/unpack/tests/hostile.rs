@@ -5,7 +5,7 @@ use super::*;
 /// Unpacks within limits, as whoever runs the test.
 fn unpack_within(blob: &[u8], limits: ReadLimits) -> (Result<Unpacked>, TempDir) {
     let dir = tempfile::tempdir().expect("a directory");
-    let options = UnpackOptions { ownership: Ownership::Ourselves, limits, ..UnpackOptions::default() };
+    let options = UnpackOptions { limits, ..for_anybody() };
     (unpack(blob, dir.path(), &options), dir)
 }
 

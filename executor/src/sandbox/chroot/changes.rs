@@ -1,0 +1,282 @@
+//! What a command has changed in its root: found by comparing the root with a snapshot of it, written as a layer's tree.
+//!
+//! The kernel sets a file's change time whenever anything about it changes, and nobody can set it back. So a file with the
+//! inode and the change time that it had is what it was; provided that the clock has moved on between the snapshot and the
+//! command, which [`Snapshot::wait_for_the_clock`] makes sure of. Directories, whose change time moves whenever something
+//! is put into them and taken away again, are compared by their metadata.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::{OsStr, OsString};
+use std::io::Read as _;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, XattrFlags};
+
+use super::super::error::SandboxError;
+use crate::copy_out::copy_entry;
+use crate::layer::LowerView;
+use crate::view::{Below, read_xattrs};
+
+/// Bytes that are compared at a time.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// Steps of the kernel's coarse clock are 1 to 10 ms; one that stands still is not waited for.
+const TICK: Duration = Duration::from_millis(1);
+const MOST_TICKS: usize = 1000;
+
+/// All entries of a directory by path, relative to it; the empty path is the directory.
+pub(super) struct Snapshot {
+    entries: BTreeMap<PathBuf, Stat>,
+}
+
+impl Snapshot {
+    /// Looks at everything.
+    pub(super) fn of(root: &Path) -> Result<Self, SandboxError> {
+        let fd = open_directory(CWD, root.as_os_str()).map_err(SandboxError::call("open", root))?;
+        let mut snapshot = Self { entries: BTreeMap::new() };
+        let stat = rustix::fs::fstat(&fd).map_err(SandboxError::call("read", root))?;
+        snapshot.entries.insert(PathBuf::new(), stat);
+        drop(fd);
+        // Directories may be nested deeper than a stack.
+        let mut todo = vec![PathBuf::new()];
+        while let Some(path) = todo.pop() {
+            let whole = root.join(&path);
+            snapshot.add(&path, &whole, &mut todo).map_err(SandboxError::call("read", &whole))?;
+        }
+        Ok(snapshot)
+    }
+
+    fn add(&mut self, path: &Path, whole: &Path, todo: &mut Vec<PathBuf>) -> rustix::io::Result<()> {
+        let fd = open_directory(CWD, whole.as_os_str())?;
+        for entry in Dir::read_from(&fd)? {
+            let entry = entry?;
+            let name = <OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(entry.file_name().to_bytes());
+            if name == "." || name == ".." {
+                continue;
+            }
+            let stat = rustix::fs::statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let path = path.join(name);
+            if is_directory(&stat) {
+                todo.push(path.clone());
+            }
+            self.entries.insert(path, stat);
+        }
+        Ok(())
+    }
+
+    /// Waits until the clock of the file system that has `scratch` is past every change time.
+    pub(super) fn wait_for_the_clock(&self, scratch: &Path) -> Result<(), SandboxError> {
+        let latest = self.entries.values().map(change_time).max().unwrap_or_default();
+        let probe = scratch.join("clock");
+        for _ in 0..MOST_TICKS {
+            std::fs::write(&probe, "").map_err(SandboxError::io("write", &probe))?;
+            let stat = rustix::fs::stat(&probe).map_err(SandboxError::call("read", &probe))?;
+            std::fs::remove_file(&probe).map_err(SandboxError::io("remove", &probe))?;
+            if change_time(&stat) > latest {
+                break;
+            }
+            std::thread::sleep(TICK);
+        }
+        Ok(())
+    }
+}
+
+fn change_time(stat: &Stat) -> (i64, u64) {
+    (stat.st_ctime, stat.st_ctime_nsec as u64)
+}
+
+fn modification_time(stat: &Stat) -> (i64, u64) {
+    (stat.st_mtime, stat.st_mtime_nsec as u64)
+}
+
+fn is_directory(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+}
+
+/// Mode, owner and time.
+fn has_same_metadata(a: &Stat, b: &Stat) -> bool {
+    (a.st_mode, a.st_uid, a.st_gid, modification_time(a)) == (b.st_mode, b.st_uid, b.st_gid, modification_time(b))
+}
+
+/// Writes the changes between two snapshots of `root` into the empty directory `upper`, in overlayfs' own format. `lower`
+/// are the layers that the root was made of: what is the same there is left out.
+pub(super) fn write(
+    before: &Snapshot,
+    after: &Snapshot,
+    root: &Path,
+    lower: &[PathBuf],
+    upper: &Path,
+) -> Result<(), SandboxError> {
+    let below = Below::new(lower.to_vec());
+    let mut writer = Writer { after, root, upper, directories: BTreeSet::new(), links: HashMap::new() };
+    writer.directories.insert(PathBuf::new());
+    for (path, stat) in &after.entries {
+        let old = before.entries.get(path);
+        if is_directory(stat) {
+            match old {
+                Some(old) if old.st_ino == stat.st_ino && has_same_metadata(old, stat) => {}
+                Some(old) if old.st_ino == stat.st_ino && is_directory(old) => writer.directory(path)?,
+                replaced => writer.new_directory(path, replaced.is_some())?,
+            }
+            continue;
+        }
+        let is_untouched = old.is_some_and(|old| old.st_ino == stat.st_ino && change_time(old) == change_time(stat));
+        if !is_untouched && !(stat.st_nlink == 1 && is_same(&below, root, path, stat)?) {
+            writer.leaf(path, stat)?;
+        }
+    }
+    for path in before.entries.keys().filter(|path| !after.entries.contains_key(*path)) {
+        let parent = path.parent().unwrap_or(Path::new(""));
+        let (old, new) = (before.entries.get(parent), after.entries.get(parent));
+        // What a directory that is gone or another one had in it is gone with it.
+        if old.zip(new).is_some_and(|(old, new)| old.st_ino == new.st_ino && is_directory(new)) {
+            writer.whiteout(path)?;
+        }
+    }
+    writer.finish()
+}
+
+/// Whether a file or link is what the layers have there.
+fn is_same(below: &Below, root: &Path, path: &Path, stat: &Stat) -> Result<bool, SandboxError> {
+    let failed = |source| SandboxError::Io { operation: "compare", path: root.join(path), source };
+    let Some(meta) = below.metadata(path).map_err(failed)? else { return Ok(false) };
+    let times = (meta.mtime_secs, u64::from(meta.mtime_nanos)) == modification_time(stat);
+    let owners = (meta.mode, meta.uid, meta.gid) == (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid);
+    if !times || !owners || meta.kind != FileType::from_raw_mode(stat.st_mode) {
+        return Ok(false);
+    }
+    let parent = root.join(path).parent().map(Path::to_owned).unwrap_or_default();
+    let parent = open_directory(CWD, parent.as_os_str()).map_err(|errno| failed(errno.into()))?;
+    let name = path.file_name().unwrap_or_default();
+    match meta.kind {
+        FileType::Symlink => {
+            let target = rustix::fs::readlinkat(&parent, name, Vec::new()).map_err(|errno| failed(errno.into()))?;
+            let old = below.read_link(path).map_err(failed)?;
+            Ok(old.is_some_and(|old| old.as_encoded_bytes() == target.as_bytes()))
+        }
+        FileType::RegularFile => {
+            let mut old_xattrs = below.xattrs(path).map_err(failed)?;
+            old_xattrs.sort();
+            if read_xattrs(&parent, name).map_err(|errno| failed(errno.into()))? != old_xattrs {
+                return Ok(false);
+            }
+            let Some(old) = below.open_file(path).map_err(failed)? else { return Ok(false) };
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let new = rustix::fs::openat(&parent, name, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
+            has_same_content(old, new.into()).map_err(failed)
+        }
+        _ => Ok(false),
+    }
+}
+
+fn has_same_content(mut old: std::fs::File, mut new: std::fs::File) -> std::io::Result<bool> {
+    if old.metadata()?.len() != new.metadata()?.len() {
+        return Ok(false);
+    }
+    let (mut one, mut other) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
+    loop {
+        let n_bytes = old.read(&mut one)?;
+        if n_bytes == 0 {
+            return Ok(true);
+        }
+        match new.read_exact(&mut other[..n_bytes]) {
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(false),
+            read => read?,
+        }
+        if one[..n_bytes] != other[..n_bytes] {
+            return Ok(false);
+        }
+    }
+}
+
+struct Writer<'a> {
+    after: &'a Snapshot,
+    root: &'a Path,
+    upper: &'a Path,
+    /// Those that are in the tree; described in the end, when nothing is put into them any more.
+    directories: BTreeSet<PathBuf>,
+    /// Where a file with several names was written first.
+    links: HashMap<u64, PathBuf>,
+}
+
+impl Writer<'_> {
+    /// Makes a directory that the layers have, too, with its parents.
+    fn directory(&mut self, path: &Path) -> Result<(), SandboxError> {
+        if self.directories.contains(path) {
+            return Ok(());
+        }
+        if let Some(parent) = path.parent() {
+            self.directory(parent)?;
+        }
+        let made = self.upper.join(path);
+        std::fs::create_dir(&made).map_err(SandboxError::io("create", &made))?;
+        self.directories.insert(path.to_owned());
+        Ok(())
+    }
+
+    /// Makes a directory that is not the one that was there.
+    fn new_directory(&mut self, path: &Path, hides_below: bool) -> Result<(), SandboxError> {
+        self.directory(path)?;
+        if hides_below {
+            let made = self.upper.join(path);
+            let marked = rustix::fs::setxattr(&made, "user.overlay.opaque", b"y", XattrFlags::empty());
+            marked.map_err(SandboxError::call("mark", made))?;
+        }
+        Ok(())
+    }
+
+    fn leaf(&mut self, path: &Path, stat: &Stat) -> Result<(), SandboxError> {
+        self.directory(path.parent().unwrap_or(Path::new("")))?;
+        let made = self.upper.join(path);
+        if stat.st_nlink > 1 {
+            if let Some(first) = self.links.get(&stat.st_ino) {
+                return std::fs::hard_link(first, &made).map_err(SandboxError::io("link", &made));
+            }
+            self.links.insert(stat.st_ino, made.clone());
+        }
+        let parent = self.root.join(path.parent().unwrap_or(Path::new("")));
+        Ok(copy_entry(&parent, path.file_name().unwrap_or_default(), &made)?)
+    }
+
+    fn whiteout(&mut self, path: &Path) -> Result<(), SandboxError> {
+        self.directory(path.parent().unwrap_or(Path::new("")))?;
+        let made = self.upper.join(path);
+        rustix::fs::mknodat(CWD, &made, FileType::CharacterDevice, Mode::empty(), 0)
+            .map_err(SandboxError::call("mark as deleted", made))
+    }
+
+    /// Gives directories what they have in the root; children first.
+    fn finish(self) -> Result<(), SandboxError> {
+        for path in self.directories.iter().rev() {
+            let (made, source) = (self.upper.join(path), self.root.join(path));
+            let Some(stat) = self.after.entries.get(path) else { continue };
+            let fd = open_directory(CWD, made.as_os_str()).map_err(SandboxError::call("open", &made))?;
+            let from = open_directory(CWD, source.as_os_str()).map_err(SandboxError::call("open", &source))?;
+            let xattrs = read_xattrs(&from, OsStr::new("."));
+            let xattrs = xattrs.map_err(SandboxError::call("read the xattrs of", &source))?;
+            describe(fd.as_fd(), stat, &xattrs).map_err(SandboxError::call("describe", &made))?;
+        }
+        Ok(())
+    }
+}
+
+fn describe(fd: BorrowedFd<'_>, stat: &Stat, xattrs: &[(OsString, Vec<u8>)]) -> rustix::io::Result<()> {
+    crate::owners::fchown(fd, stat.st_uid, stat.st_gid)?;
+    rustix::fs::fchmod(fd, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+    for (name, value) in xattrs {
+        rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty())?;
+    }
+    let time = |secs, nanos| rustix::fs::Timespec { tv_sec: secs, tv_nsec: nanos };
+    let times = rustix::fs::Timestamps {
+        last_access: time(stat.st_atime, stat.st_atime_nsec as _),
+        last_modification: time(stat.st_mtime, stat.st_mtime_nsec as _),
+    };
+    rustix::fs::futimens(fd, &times)
+}
+
+fn open_directory(parent: impl std::os::fd::AsFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(parent, name, flags, Mode::empty())
+}
