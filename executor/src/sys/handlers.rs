@@ -174,12 +174,14 @@ fn run_child(mut start: Start<'_>) -> Result<OwnedFd, HandlerError> {
         let argument = ptr::from_mut(&mut start).cast::<c_void>();
         libc::clone(child, top, flags, argument, ptr::from_mut(&mut pidfd))
     };
-    let errno = Errno::from_raw_os_error(raw_errno());
+    // Read before anything else can change it; it means something only after a failure.
+    let errno = raw_errno();
     drop(blocked);
     if let Ok(behavior) = was_dumpable {
         let _ = rustix::process::set_dumpable_behavior(behavior);
     }
     if pid < 0 {
+        let errno = Errno::from_raw_os_error(errno);
         return Err(HandlerError::Call { call: "making a user namespace", errno });
     }
     // SAFETY: the kernel has made this descriptor for us; nobody else has it.

@@ -126,7 +126,10 @@ impl Extractor {
 
     fn apply_at<R: Read>(&mut self, path: &CleanPath, entry: &Entry<'_>, content: &mut Content<'_, R>) -> Result<()> {
         let Some((parent, name)) = path.split_last() else { return self.describe_root(entry) };
-        if path.components().any(|name| name.starts_with(META_PREFIX) && name != OPAQUE_MARKER) {
+        // A marker holds nothing: below one there is only what means nothing.
+        let mut names = path.components();
+        let is_marker = names.next_back().is_some_and(|name| name.starts_with(META_PREFIX) && name != OPAQUE_MARKER);
+        if is_marker || names.any(|name| name.starts_with(META_PREFIX)) {
             return Ok(());
         }
         self.go_to_parent(parent)?;
