@@ -145,10 +145,10 @@ pub(crate) struct BuildArgs {
     /// ssh agent or keys for `RUN --mount=type=ssh`: `default`, `ID=SOCKET|KEY` (repeatable)
     #[arg(long = "ssh", value_name = "SPEC", action = ArgAction::Append)]
     pub(crate) ssh: Vec<String>,
-    /// Line of /etc/hosts in RUN: `HOST:IP` (repeatable)
+    /// Line of /etc/hosts in RUN: `HOST:IP`, or `HOST:host-gateway` for this machine (repeatable)
     #[arg(long = "add-host", value_name = "HOST:IP", action = ArgAction::Append, value_delimiter = ',')]
     pub(crate) add_hosts: Vec<String>,
-    /// Network of RUN: `default`, `none` or `host`
+    /// Network of RUN: `default` (one of the build's own, see docs/network.md), `none` or `host`
     #[arg(long, value_name = "MODE", default_value = "default")]
     pub(crate) network: String,
     /// Privilege that RUN steps may ask for: `network.host`, `security.insecure`, `device` (repeatable)
@@ -163,6 +163,13 @@ pub(crate) struct BuildArgs {
     /// Parent control group of RUN
     #[arg(long, value_name = "GROUP")]
     pub(crate) cgroup_parent: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+    /// Let RUN steps trust the certificate authorities of this machine, or those in FILE (PEM): for proxies and registries
+    /// that no image knows. Nothing of it is in the image
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub(crate) host_ca: Option<String>,
 
     /// Check the Dockerfile and build nothing: short for `--call=check`
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
@@ -188,6 +195,38 @@ pub(crate) struct BuildArgs {
     pub(crate) inactive: InactiveArgs,
 }
 
+/// What all RUN steps of a build may use together.
+#[derive(Args, Debug, Default)]
+pub(crate) struct LimitArgs {
+    /// Memory of all RUN steps together: `512m`, `2g`
+    #[arg(short = 'm', long, value_name = "BYTES")]
+    pub(crate) memory: Option<String>,
+    /// Memory and swap together; `-1` is unlimited swap [default: twice --memory]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    pub(crate) memory_swap: Option<String>,
+    /// Processors that all RUN steps together may keep busy: `1.5`
+    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["cpu_quota", "cpu_period"])]
+    pub(crate) cpus: Option<String>,
+    /// Weight against other programs, 2 to 262144; 1024 is usual
+    #[arg(short = 'c', long, value_name = "WEIGHT")]
+    pub(crate) cpu_shares: Option<String>,
+    /// Length of a scheduling period, microseconds [default: 100000]
+    #[arg(long, value_name = "US")]
+    pub(crate) cpu_period: Option<String>,
+    /// Processor time in a period, microseconds; `-1` is unlimited
+    #[arg(long, value_name = "US", allow_hyphen_values = true)]
+    pub(crate) cpu_quota: Option<String>,
+    /// Processors to run on: `0-2,4`
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpuset_cpus: Option<String>,
+    /// Memory nodes to use
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpuset_mems: Option<String>,
+    /// The same by name: `memory=2g`, `cpu-quota=50000` (repeatable)
+    #[arg(long, value_name = "NAME=VALUE", action = ArgAction::Append, value_delimiter = ',')]
+    pub(crate) resource: Vec<String>,
+}
+
 /// Flags that scripts pass and that have no effect here. Each says so once, except those that mean what rbuild does
 /// anyway.
 #[derive(Args, Debug)]
@@ -207,30 +246,6 @@ pub(crate) struct InactiveArgs {
     /// SBOM attestation
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) sbom: Option<String>,
-    /// Memory limit
-    #[arg(short = 'm', long, hide = true)]
-    pub(crate) memory: Option<String>,
-    /// Memory and swap limit
-    #[arg(long, hide = true)]
-    pub(crate) memory_swap: Option<String>,
-    /// CPU weight
-    #[arg(short = 'c', long, hide = true)]
-    pub(crate) cpu_shares: Option<String>,
-    /// CPU period
-    #[arg(long, hide = true)]
-    pub(crate) cpu_period: Option<String>,
-    /// CPU quota
-    #[arg(long, hide = true)]
-    pub(crate) cpu_quota: Option<String>,
-    /// CPUs
-    #[arg(long, hide = true)]
-    pub(crate) cpuset_cpus: Option<String>,
-    /// Memory nodes
-    #[arg(long, hide = true)]
-    pub(crate) cpuset_mems: Option<String>,
-    /// Resource limits
-    #[arg(long, hide = true, action = ArgAction::Append)]
-    pub(crate) resource: Vec<String>,
     /// Security options of the classic builder
     #[arg(long, hide = true, action = ArgAction::Append)]
     pub(crate) security_opt: Vec<String>,

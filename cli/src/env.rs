@@ -7,14 +7,14 @@
 //! | `XDG_DATA_HOME`, `HOME` | where the store lies by default for ordinary users |
 //! | `BUILDKIT_PROGRESS` | progress mode when `--progress` is not given |
 //! | `NO_COLOR` | no colours when not empty |
-//! | `DOCKER_CONFIG` | directory of docker's `config.json` (registry credentials) |
+//! | `DOCKER_CONFIG` | directory of docker's `config.json` (registry credentials, proxies of RUN) |
 //! | `REGISTRY_AUTH_FILE`, `XDG_RUNTIME_DIR` | Podman's `auth.json` |
 //! | `DOCKER_DEFAULT_PLATFORM` | `--platform` when it is not given |
 //! | `SOURCE_DATE_EPOCH` | passed on as a build argument |
 //! | `SSH_AUTH_SOCK` | `--ssh default` |
 //! | `HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`, `ALL_PROXY`, in either case | proxies of the registry client and of git |
-//! | `SSL_CERT_FILE`, `SSL_CERT_DIR` | CAs instead of the system's |
-//! | `PATH` | where git, ssh and emulators are looked for |
+//! | `SSL_CERT_FILE`, `SSL_CERT_DIR` | CAs instead of the system's; the first also for `--host-ca` |
+//! | `PATH` | where git, ssh, pasta and emulators are looked for |
 //! | `RBUILD_QEMU_DIR` | where emulators are looked for, instead of PATH |
 //! | `RBUILD_LOG` | what is traced on standard error, as `tracing` directives |
 //! | any | `--build-arg K`, `--secret id=…,env=K`, `rbuild run --env K` |

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use executor::run::HostCa;
+use executor::sandbox::Resources;
 use oci::{ImageRef, Platform};
 use solver::plan::{ContextKind, GitUrl, is_http};
 use solver::{ExtraHost, NetworkMode, Ulimit};
@@ -14,8 +16,11 @@ use crate::call::Call;
 use crate::csv;
 use crate::env;
 use crate::failure::Failure;
+use crate::host_ca;
+use crate::limits;
 use crate::mistakes;
 use crate::output::{self, Output};
+use crate::proxies;
 use crate::ui::Mode;
 
 /// The most bytes of a secret (`spec/cli.md` §1.5).
@@ -64,6 +69,8 @@ pub(crate) struct BuildRequest {
     pub(crate) shm_size_bytes: Option<u64>,
     pub(crate) ulimits: Vec<Ulimit>,
     pub(crate) cgroup_parent: Option<String>,
+    pub(crate) resources: Resources,
+    pub(crate) host_ca: Option<HostCa>,
     pub(crate) progress: Mode,
     pub(crate) quiet: bool,
     pub(crate) jobs: Option<usize>,
@@ -128,7 +135,8 @@ impl BuildRequest {
     /// Checks everything that can be checked before anything is done.
     pub(crate) fn check(args: BuildArgs) -> Result<Self, Failure> {
         let mut warnings = inactive_warnings(&args)?;
-        let build_args = build_args(&args.build_args);
+        let mut build_args = build_args(&args.build_args);
+        proxies::add(&mut build_args, env::docker_config_dir().as_deref(), &mut warnings);
         let context = context(&args.context, &build_args)?;
         let build_contexts = build_contexts(&args.build_contexts)?;
         let dockerfile = match args.file.as_deref() {
@@ -165,6 +173,8 @@ impl BuildRequest {
             shm_size_bytes: args.shm_size.as_deref().map(parse_bytes).transpose()?,
             ulimits: args.ulimits.iter().map(|limit| ulimit(limit)).collect::<Result<_, _>>()?,
             cgroup_parent: args.cgroup_parent,
+            resources: limits::check(&args.limits)?,
+            host_ca: args.host_ca.as_deref().map(|path| host_ca::read(Path::new(path))).transpose()?,
             progress: progress(&args.progress, args.quiet)?,
             quiet: args.quiet || args.progress == "quiet",
             jobs: args.jobs,
@@ -376,7 +386,11 @@ fn add_host(text: &str) -> Result<ExtraHost, Failure> {
         return Err(invalid());
     }
     if address == "host-gateway" {
-        return Err(Failure::usage("--add-host: `host-gateway` is not supported yet").help("name the address itself"));
+        let address = executor::sandbox::host_address().ok_or_else(|| {
+            Failure::environment(format!("--add-host {text}: this machine has no address of IPv4 but loopback ones"))
+                .help("name an address yourself, or connect the machine to a network")
+        })?;
+        return Ok(ExtraHost { name: name.to_ascii_lowercase(), address: address.to_string() });
     }
     if address.parse::<IpAddr>().is_err() {
         return Err(Failure::usage(format!("invalid IP address in add-host: \"{address}\"")));
@@ -466,23 +480,14 @@ fn inactive_warnings(args: &BuildArgs) -> Result<Vec<String>, Failure> {
                 .help(format!("leave it out, or say {flag}=false")));
         }
     }
-    let limits = [
-        ("--memory", inactive.memory.is_some()),
-        ("--memory-swap", inactive.memory_swap.is_some()),
-        ("--cpu-shares", inactive.cpu_shares.is_some()),
-        ("--cpu-period", inactive.cpu_period.is_some()),
-        ("--cpu-quota", inactive.cpu_quota.is_some()),
-        ("--cpuset-cpus", inactive.cpuset_cpus.is_some()),
-        ("--cpuset-mems", inactive.cpuset_mems.is_some()),
-        ("--resource", !inactive.resource.is_empty()),
+    let ignored = [
         ("--security-opt", !inactive.security_opt.is_empty()),
         ("--squash", inactive.squash),
         ("--cache-from", !inactive.cache_from.is_empty()),
         ("--cache-to", !inactive.cache_to.is_empty()),
-        ("--cgroup-parent", args.cgroup_parent.is_some()),
     ];
     let mut warnings: Vec<String> =
-        limits.iter().filter(|(_, given)| *given).map(|(flag, _)| format!("{flag} has no effect yet")).collect();
+        ignored.iter().filter(|(_, given)| *given).map(|(flag, _)| format!("{flag} has no effect yet")).collect();
     if inactive.builder.is_some() {
         warnings.push("--builder has no effect: rbuild needs no builder".to_owned());
     }

@@ -1,13 +1,14 @@
-//! Copies what layers show into a directory, with owners, modes, times, xattrs and hard links.
+//! Copies what layers show into a directory, with owners, modes, times and xattrs.
+//!
+//! Names of one file become files of their own: overlayfs takes them apart, too, as soon as one of them is changed.
 
-use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 use solver::OpError;
 
@@ -74,7 +75,7 @@ pub(crate) fn copy_out(
 ) -> Result<(), CopyError> {
     let view = RootView::open(lower)?;
     let found = view.resolve(path)?;
-    let mut copier = Copier { links: HashMap::new(), specials, stop };
+    let copier = Copier { specials, stop };
     if let Some(directory) = view.dir(&found.path)? {
         let to = open_directory(dest).map_err(CopyError::at("open", dest))?;
         copier.contents(&directory, &to, dest)?;
@@ -100,19 +101,17 @@ pub(crate) fn copy_entry(from: &Path, name: &OsStr, dest: &Path) -> Result<(), C
     let node = view.root().lookup(name)?.ok_or_else(missing)?;
     let (directory, new_name) = dest.parent().zip(dest.file_name()).ok_or_else(missing)?;
     let to = open_directory(directory).map_err(CopyError::at("open", directory))?;
-    let mut copier = Copier { links: HashMap::new(), specials: true, stop: &|| false };
+    let copier = Copier { specials: true, stop: &|| false };
     copier.leaf((view.root(), name), &node, (&to, new_name), dest)
 }
 
 struct Copier<'a> {
-    /// Where a file with several names was copied to first.
-    links: HashMap<(u64, u64), PathBuf>,
     specials: bool,
     stop: &'a dyn Fn() -> bool,
 }
 
 impl Copier<'_> {
-    fn contents(&mut self, from: &DirView, to: &OwnedFd, path: &Path) -> Result<(), CopyError> {
+    fn contents(&self, from: &DirView, to: &OwnedFd, path: &Path) -> Result<(), CopyError> {
         for (name, node) in from.entries()? {
             if (self.stop)() {
                 return Err(CopyError::Stopped);
@@ -133,19 +132,12 @@ impl Copier<'_> {
 
     /// Copies what is no directory; `path` is where it goes, once more.
     fn leaf(
-        &mut self,
+        &self,
         (from, name): (&DirView, &OsStr),
         node: &Node,
         (to, new_name): (&OwnedFd, &OsStr),
         path: &Path,
     ) -> Result<(), CopyError> {
-        if node.meta.n_links > 1 {
-            if let Some(first) = self.links.get(&node.meta.inode) {
-                let linked = rustix::fs::linkat(CWD, first, to, new_name, AtFlags::empty());
-                return linked.map_err(CopyError::at("link", path));
-            }
-            self.links.insert(node.meta.inode, path.to_owned());
-        }
         match node.kind {
             NodeKind::File => {
                 let Some(source) = from.open_file(name)? else { return Ok(()) };

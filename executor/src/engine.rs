@@ -221,6 +221,7 @@ impl Engine {
         let Some(ResultRef::Root(root)) = work.inputs.first() else {
             return Err(OpError::internal("a command has no root"));
         };
+        self.inner.parts.runner.expect(op);
         let root = mountable(self.trees(root, &work.step).await?);
         let mut inputs = Vec::with_capacity(work.inputs.len());
         // Input 0 is the root itself; its place is kept so that the indices of mounts stay true.

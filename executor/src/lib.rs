@@ -19,4 +19,5 @@ pub mod sandbox;
 pub mod source;
 pub mod sys;
 pub mod view;
+mod whiteout;
 pub mod workers;

@@ -98,6 +98,12 @@ pub(crate) fn note_parts(fd: impl AsFd, uid: Option<u32>, gid: Option<u32>) -> R
     note(&place, uid.unwrap_or(old_uid), gid.unwrap_or(old_gid))
 }
 
+/// Notes an owner on an open file on which nobody is noted.
+pub(crate) fn note_unless_noted(fd: impl AsFd, uid: u32, gid: u32) -> Result<()> {
+    let place = Place::of_handle(fd);
+    if noted(&place).is_some() { Ok(()) } else { note(&place, uid, gid) }
+}
+
 /// Where a note is, for calls that take paths: handles may be good for nothing else.
 enum Place {
     /// What a path leads to: the kernel's link to an open handle, or a name that is followed.

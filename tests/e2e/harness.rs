@@ -51,6 +51,8 @@ pub(crate) enum Need {
     Bases,
     /// Files that can be mounted as disks.
     LoopDevices,
+    /// `pasta`, and what it needs to make networks.
+    PrivateNetwork,
 }
 
 impl Need {
@@ -60,6 +62,12 @@ impl Need {
             Self::Root => (!is_root()).then(|| "needs root".to_owned()),
             Self::Program(name) => find_program(name).is_none().then(|| format!("needs the program {name}")),
             Self::LoopDevices => (!Path::new("/dev/loop-control").exists()).then(|| "needs loop devices".to_owned()),
+            Self::PrivateNetwork if find_program("pasta").is_none() => Some("needs the program pasta".to_owned()),
+            Self::PrivateNetwork => std::fs::OpenOptions::new()
+                .write(true)
+                .open("/dev/net/tun")
+                .err()
+                .map(|error| format!("needs /dev/net/tun: {error}")),
             Self::Bases => shared_store().is_none().then(|| "needs the base images: cargo xtask bases".to_owned()),
         }
     }

@@ -1,267 +1,278 @@
-//! Steps that try to get out: each attempt is refused, and the host is as it was.
-//!
-//! The attempts are a program, `isolation/attempts.c`, that a step runs. There is one test a tier of isolation: what
-//! they have in common takes the flags that choose the tier.
+//! The tiers of isolation: the same Dockerfile gives the same bytes on every one, and each is what it says that it is.
 
-use std::collections::BTreeMap;
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use crate::harness::{Need, Ran, Space, note, succeed, wait_for, workspace};
+use serde_json::{Value, json};
+
+use crate::harness::{Need, Ran, Space, rbuild_bin, workspace};
 use crate::need;
 
-/// A tier of isolation.
-struct Tier {
-    /// Flags that choose it.
-    flags: &'static [&'static str],
-    /// Whether the builder has no rights on this machine.
-    is_for_nobody: bool,
-    /// Attempts that the tier cannot refuse, and says so.
-    open: &'static [&'static str],
-    /// Users that steps can have.
-    users: &'static [&'static str],
-}
+/// Somebody whom every machine knows, and who has no rights.
+const NOBODY: &str = "65534";
 
-/// All namespaces, native overlayfs.
-const ROOT: Tier = Tier { flags: &["--isolation=root"], is_for_nobody: false, open: &[], users: &["0:0", "1000:1000"] };
-
-/// A user namespace with a single id.
-const SINGLE_ID: Tier = Tier { flags: &["--isolation=userns-single"], is_for_nobody: true, open: &[], users: &["0:0"] };
-
-/// What a step must neither reach nor see.
-struct Host {
-    canary: PathBuf,
-    process: Child,
-    socket_name: String,
-    _socket: UnixListener,
-    before: BTreeMap<&'static str, String>,
-}
-
-/// Settings that attempts would change.
-const SETTINGS: [&str; 4] =
-    ["/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname", "/proc/sys/net/ipv4/ip_forward", "/proc/swaps"];
-
-impl Host {
-    fn new(space: &Space) -> Self {
-        space.write("outside/canary", "alive\n");
-        let socket_name = format!("rbuild-canary-{}", std::process::id());
-        let address = SocketAddr::from_abstract_name(&socket_name).expect("a name");
-        Self {
-            canary: space.path("outside/canary"),
-            process: Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().expect("sleep"),
-            socket_name,
-            _socket: UnixListener::bind_addr(&address).expect("a socket"),
-            before: settings(),
-        }
-    }
-
-    /// Arguments of the program of attempts.
-    fn arguments(&self) -> Vec<String> {
-        let disk = std::fs::metadata(&self.canary).expect("canary").dev();
-        let (major, minor) = ((disk >> 8) & 0xfff, (disk & 0xff) | ((disk >> 12) & 0xfff00));
-        let canary = self.canary.to_str().expect("UTF-8").to_owned();
-        vec![canary, self.process.id().to_string(), major.to_string(), minor.to_string(), self.socket_name.clone()]
-    }
-
-    #[track_caller]
-    fn assert_unharmed(&mut self) {
-        assert_eq!(std::fs::read_to_string(&self.canary).expect("canary"), "alive\n");
-        let names = std::fs::read_dir(self.canary.parent().expect("a directory")).expect("directory").count();
-        assert_eq!(names, 1, "something was put beside the canary");
-        assert!(self.process.try_wait().expect("wait").is_none(), "the host's process is dead");
-        assert_eq!(settings(), self.before);
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        drop(self.process.kill());
-        drop(self.process.wait());
-    }
-}
-
-fn settings() -> BTreeMap<&'static str, String> {
-    SETTINGS.map(|path| (path, std::fs::read_to_string(path).unwrap_or_default())).into()
-}
-
-/// A space with the program of attempts in its context, and a store that knows `busybox`.
-fn space(tier: &Tier) -> Space {
+/// A space with the Dockerfile of the tiers, its context, a busybox image that everybody can read, and a place where
+/// everybody may write.
+fn space() -> Space {
     let space = Space::with_busybox();
-    if tier.is_for_nobody {
-        std::fs::set_permissions(space.path(""), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("chmod");
-        space.open_dir("theirs");
-        Ran::of(builder(&space, tier, &["-q", "-t", "busybox", "busybox"]).output().expect("starts")).success();
-    }
-    let source = workspace().join("tests/e2e/isolation/attempts.c");
-    succeed(
-        Command::new("cc").args(["-static", "-O1", "-Wall", "-Werror", "-o"]).arg(space.path("attempts")).arg(source),
-    );
+    space.write("empty/Dockerfile", "FROM busybox\n");
+    space.rbuild(["-q", "-o", "type=oci,tar=false,dest=bb", "empty"]).success();
+    let dockerfile = workspace().join("testdata/tiers/Dockerfile");
+    space.write("context/Dockerfile", std::fs::read(dockerfile).expect("the tiers' Dockerfile"));
+    space.write("context/files/a", "a\n");
+    space.write("context/files/deep/b", "b\n");
+    space.write("key", "secret\n");
+    space.open_dir("out");
+    let mut read = Command::new("chmod");
+    read.args(["-R", "a+rX", ".", "bb", "context", "key"]).current_dir(space.path(""));
+    assert!(read.status().expect("chmod").success());
     space
 }
 
-/// The program in a tier, not yet started.
-fn builder(space: &Space, tier: &Tier, args: &[&str]) -> Command {
-    let ordinary = space.command(tier.flags.iter().chain(args));
-    if !tier.is_for_nobody {
-        return ordinary;
+/// The words of a build whose layers are compared, with a store of its own.
+fn words(space: &Space, name: &str, isolation: &str) -> Vec<String> {
+    let path = |relative: &str| space.path(relative).display().to_string();
+    [
+        "--store".to_owned(),
+        path(&format!("out/store-{name}")),
+        format!("--isolation={isolation}"),
+        "build".to_owned(),
+        "--progress=plain".to_owned(),
+        format!("--build-context=bb=oci-layout://{}", path("bb")),
+        format!("--secret=id=key,src={}", path("key")),
+        "--build-arg=SOURCE_DATE_EPOCH=1700000000".to_owned(),
+        "--output".to_owned(),
+        format!("type=oci,rewrite-timestamp=true,dest={}", path(&format!("out/{name}.tar"))),
+        path("context"),
+    ]
+    .to_vec()
+}
+
+fn archive(space: &Space, name: &str) -> Vec<u8> {
+    std::fs::read(space.path(&format!("out/{name}.tar"))).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// Builds natively as root, and in the way of `run`, and compares.
+fn compare(space: &Space, name: &str, ran: &Ran) {
+    assert_eq!(ran.code, 0, "{name}:\n{}", ran.stderr);
+    let root = words(space, "root", "root");
+    if !space.path("out/root.tar").exists() {
+        space.rbuild(&root).success();
     }
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(ordinary.get_program());
-    command.args(ordinary.get_args()).current_dir(space.path("")).stdin(Stdio::null()).env("NO_COLOR", "1");
-    command.env("RBUILD_STORE", space.path("theirs/store"));
-    command
+    assert!(archive(space, "root") == archive(space, name), "{name}: other bytes than as root; {}", list(space, name));
 }
 
-/// Builds with a step that tries everything; returns what it says.
-fn try_everything(space: &Space, tier: &Tier, user: &str, arguments: &[String]) -> Ran {
-    let dockerfile = format!(
-        "FROM busybox\nCOPY attempts /attempts\nUSER {user}\nRUN --network=none /attempts {}\n",
-        arguments.join(" ")
-    );
-    space.write("Dockerfile", dockerfile);
-    let mut build = builder(space, tier, &["build", "--progress=plain", "--no-cache", "-t", "tried", "."]);
-    Ran::of(build.env("HOST_CANARY", "alive").output().expect("rbuild starts"))
-}
-
-/// Names of the attempts that worked, and of those that were refused.
-fn outcomes(ran: &Ran) -> (Vec<&str>, Vec<&str>) {
-    let after = |word| ran.stderr.lines().filter_map(move |line| Some(line.split_once(word)?.1));
-    let refused = after(" refused ").filter_map(|rest| Some(rest.split_once(':')?.0)).collect();
-    (after(" WORKED ").collect(), refused)
-}
-
-fn processes_of(program: &str) -> Vec<String> {
-    let pids = std::fs::read_dir("/proc").expect("proc").flatten().map(|entry| entry.path().join("cmdline"));
-    let lines =
-        pids.filter_map(|path| std::fs::read(path).ok()).map(|line| String::from_utf8_lossy(&line).into_owned());
-    lines.filter(|line| line.starts_with(program)).collect()
-}
-
-fn attempts_are_refused(tier: &Tier) {
-    need!(Need::Root, Need::Program("busybox"), Need::Program("cc"));
-    let space = space(tier);
-    let mut host = Host::new(&space);
-    for user in tier.users {
-        let ran = try_everything(&space, tier, user, &host.arguments());
-        assert_eq!(ran.code, 0, "{}", ran.stderr);
-        let (worked, refused) = outcomes(&ran);
-        assert_eq!(worked, tier.open, "{}", ran.stderr);
-        assert!(worked.len() + refused.len() > 70, "the program ended early:\n{}", ran.stderr);
-        assert_eq!(processes_of("/attempts"), Vec::<String>::new(), "somebody outlived the step");
-        host.assert_unharmed();
-    }
-}
-
-#[test]
-fn attempts_are_refused_in_a_user_namespace() {
-    if !can_be_nobody() {
-        return note("skipped isolation: users may not make user namespaces here");
-    }
-    attempts_are_refused(&SINGLE_ID);
-}
-
-fn can_be_nobody() -> bool {
-    let args = ["--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "-Ur", "true"];
-    Command::new("setpriv").args(args).output().is_ok_and(|output| output.status.success())
-}
-
-#[test]
-fn attempts_are_refused_at_the_root_tier() {
-    attempts_are_refused(&ROOT);
-}
-
-/// What Docker allows is allowed.
-#[test]
-fn a_step_may_do_what_docker_lets_it_do() {
-    need!(Need::Root, Need::Program("busybox"));
-    let space = Space::with_busybox();
-    // Nodes can be made; the harmless ones work.
-    space.build(
-        "FROM busybox\nRUN mknod /null c 1 3 && mknod /disk b 8 0 && mkfifo /fifo && chown 7:8 /fifo && chmod 4755 /fifo\n\
-         RUN echo x > /dev/null && head -c 1 /dev/zero > /zero && [ -c /null ] && [ -b /disk ]\n\
-         RUN ! cat /disk 2> /error && cat /error && grep -q 'Operation not permitted\\|Permission denied' /error\n",
-        &[],
-    );
-}
-
-/// Every file below a directory: contents, modes, owners and times.
-fn state_of(directory: &Path) -> String {
-    let script = "find . -printf '%p %y %m %U %G %s %T@ %l\\n' | LC_ALL=C sort; \
-                  find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum";
-    succeed(Command::new("sh").args(["-c", script]).current_dir(directory))
-}
-
-#[test]
-fn lower_layers_stay_as_they_are() {
-    need!(Need::Root, Need::Program("busybox"));
-    let space = Space::with_busybox();
-    space.build(
-        "FROM busybox\nRUN mkdir /d && echo one > /d/one && ln /d/one /d/two && mkfifo /d/pipe\n",
-        &["-t", "base"],
-    );
-    let trees = space.store().join("trees-v1");
-    let names = || -> Vec<PathBuf> {
-        std::fs::read_dir(&trees).expect("trees").map(|entry| entry.expect("entry").path()).collect()
+/// Where the layers differ, in words.
+fn list(space: &Space, name: &str) -> String {
+    let entries = |name: &str| {
+        let script = "mkdir -p $1 && tar -xf $1.tar -C $1 && for blob in $1/blobs/sha256/*; do \
+                      tar -tvzf $blob --numeric-owner 2>/dev/null; done | sort -k6";
+        let ran = Command::new("sh").args(["-c", script, "sh", name]).current_dir(space.path("out")).output();
+        String::from_utf8_lossy(&ran.expect("sh").stdout).into_owned()
     };
-    let before: Vec<(PathBuf, String)> = names().into_iter().map(|tree| (tree.clone(), state_of(&tree))).collect();
-    assert!(before.len() >= 2);
-    space.build(
-        "FROM base\nRUN echo two >> /d/one; : > /d/two; touch -d 1999-01-01 /d /d/one /bin/busybox; chmod 777 /d /bin; \
-         chown 5:5 /d/pipe; mv /d /e; ln /bin/busybox /bin/again; \
-         exec 3<> /e/one; echo three >&3; rm -rf /home\n",
-        &["-t", "changed"],
-    );
-    for (tree, state) in before {
-        assert_eq!(state_of(&tree), state, "{}", tree.display());
+    let (root, other) = (entries("root"), entries(name));
+    let only = |a: &str, b: &str| {
+        a.lines().filter(|line| !b.lines().any(|other| other == *line)).collect::<Vec<_>>().join("\n")
+    };
+    format!("only as root:\n{}\nonly as {name}:\n{}", only(&root, &other), only(&other, &root))
+}
+
+/// Runs the program as nobody, who has these lines in `/etc/subuid` and `/etc/subgid`: for it alone, the machine's own
+/// files are covered.
+fn as_nobody(space: &Space, subordinate: &str, args: &[String]) -> Ran {
+    space.write("out/subordinate", subordinate);
+    let script = "mount --bind out/subordinate /etc/subuid && mount --bind out/subordinate /etc/subgid && \
+                  exec setpriv --reuid=$0 --regid=$0 --clear-groups \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script, NOBODY]).arg(rbuild_bin()).args(args);
+    command.current_dir(space.path("")).env("HOME", space.path("out")).env("NO_COLOR", "1").stdin(Stdio::null());
+    Ran::of(command.output().expect("unshare starts"))
+}
+
+fn user_namespaces_are_refused(ran: &Ran) -> bool {
+    ran.stderr.contains("may not make user namespaces")
+}
+
+#[test]
+fn root_builds_the_same_in_a_user_namespace_and_in_a_directory() {
+    need!(Need::Root, Need::Program("busybox"));
+    let space = space();
+    for isolation in ["userns", "userns-single", "chroot"] {
+        let ran = space.rbuild(words(&space, isolation, isolation));
+        if user_namespaces_are_refused(&ran) {
+            crate::harness::note("skipped: no user namespaces");
+            continue;
+        }
+        compare(&space, isolation, &ran);
     }
-    assert_eq!(space.run_in("base", &["cat", "/d/one"]), "one\n");
+    // What is mounted in one way is not read in another.
+    let mixed = space.rbuild(words(&space, "chroot", "root"));
+    assert_eq!(mixed.code, 3, "{}", mixed.stderr);
+    assert!(mixed.stderr.contains("has trees in the style `copied`, not `trusted`"), "{}", mixed.stderr);
 }
 
 #[test]
-fn another_builds_secrets_and_caches_are_not_seen() {
+fn an_ordinary_user_builds_the_same_with_subordinate_ids() {
+    need!(Need::Root, Need::Program("busybox"), Need::Program("newuidmap"), Need::Program("setpriv"));
+    let space = space();
+    let ids = "nobody:200000:65536\n";
+    let ran = as_nobody(&space, ids, &words(&space, "userns", "auto"));
+    compare(&space, "userns", &ran);
+    // The store holds files of those ids, so that it takes the same way to look into it.
+    let store = space.path("out/store-userns").display().to_string();
+    let du = as_nobody(&space, ids, &["--store".to_owned(), store.clone(), "du".to_owned()]);
+    assert_eq!(du.code, 0, "{}", du.stderr);
+    let prune = ["--store", &store, "prune", "--all", "--force"].map(str::to_owned);
+    assert_eq!(as_nobody(&space, ids, &prune).code, 0);
+    let left = std::fs::read_dir(space.path("out/store-userns/trees-v1")).expect("the store").count();
+    assert_eq!(left, 0, "all trees are gone");
+}
+
+#[test]
+fn an_ordinary_user_builds_the_same_with_one_id() {
+    need!(Need::Root, Need::Program("busybox"), Need::Program("setpriv"));
+    let space = space();
+    let ran = as_nobody(&space, "", &words(&space, "single", "auto"));
+    if user_namespaces_are_refused(&ran) {
+        return crate::harness::note("skipped: no user namespaces");
+    }
+    compare(&space, "single", &ran);
+    let refused = as_nobody(&space, "", &words(&space, "none", "userns"));
+    assert_eq!(refused.code, 3, "{}", refused.stderr);
+    assert!(refused.stderr.contains("has no subordinate ids: /etc/subuid has no line for it"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("usermod --add-subuids"), "{}", refused.stderr);
+}
+
+#[test]
+fn an_ordinary_container_builds_the_same() {
+    need!(Need::Root, Need::Program("busybox"), Need::Program("runc"));
+    let space = space();
+    let ran = in_container(&space, 0, &words(&space, "container", "auto"));
+    compare(&space, "container", &ran);
+    let none = words(&space, "none", "root");
+    let refused = in_container(&space, 0, &none);
+    assert!(refused.stderr.contains("--isolation=root needs CAP_SYS_ADMIN"), "{}", refused.stderr);
+}
+
+#[test]
+fn without_any_privilege_there_are_no_commands_and_all_the_rest() {
+    need!(Need::Root, Need::Program("busybox"), Need::Program("runc"));
+    let space = space();
+    let refused = in_container(&space, 65_534, &words(&space, "nothing", "auto"));
+    assert_eq!(refused.code, 3, "{}", refused.stderr);
+    assert!(refused.stderr.contains("no RUN step can be kept apart from this machine"), "{}", refused.stderr);
+    space.write("context/Dockerfile", "FROM bb\nCOPY --chown=7:8 --chmod=4750 files /copied\nWORKDIR /w\nENV a=b\n");
+    let ran = in_container(&space, 65_534, &words(&space, "nothing", "auto"));
+    compare(&space, "nothing", &ran);
+}
+
+#[test]
+fn what_a_directory_cannot_promise_is_refused() {
     need!(Need::Root, Need::Program("busybox"));
-    let space = Space::with_busybox();
-    space.write("secret", "the-secret-of-the-other");
+    let space = space();
+    space.write("context/Dockerfile", "FROM bb\nRUN --network=none true\n");
+    let ran = space.rbuild(words(&space, "refused", "chroot"));
+    assert_eq!(ran.code, 3, "{}", ran.stderr);
+    assert!(ran.stderr.contains("a step without network is not to be had with --isolation=chroot"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_directory_is_left_by_nothing() {
+    need!(Need::Root, Need::Program("busybox"));
+    let space = space();
+    // A daemon that has lost its parent, a secret, and a way out of a directory.
     space.write(
-        "one/Dockerfile",
-        "FROM busybox\nRUN --mount=type=secret,id=s --mount=type=cache,id=theirs,target=/c \
-         echo cached-by-the-other > /c/x; : > /c/ready; cat /run/secrets/s > /dev/null; sleep 1000\n",
+        "context/Dockerfile",
+        "FROM bb\n\
+         RUN --mount=type=secret,id=key (sleep 1000 > /dev/null 2>&1 &) && cp /run/secrets/key /copy && rm /copy\n\
+         RUN mkdir /jail && ! chroot /jail /bin/true 2> /error; grep -i 'not permitted' /error\n\
+         RUN test ! -e /run/secrets\n",
     );
-    let mut other = space.command(["-q", "--secret=id=s,src=secret", "one"]).spawn().expect("rbuild starts");
-    let slots = space.store().join("mounts-v1");
-    wait_for(|| succeed(Command::new("find").arg(&slots).args(["-name", "ready"])).contains("ready"));
-    space.write(
-        "Dockerfile",
-        "FROM busybox\nRUN --mount=type=cache,id=mine,target=/c \
-         if grep -rsl 'the-secret-of-the-othe[r]\\|cached-by-the-othe[r]' /bin /c /dev/shm /etc /home /root /run /tmp /var \
-         || ls /run/secrets/* || cat /proc/*/environ | grep -q the-secre[t]; then exit 1; fi; find / -xdev -name ready | grep . && exit 2; true\n",
-    );
-    let ran = space.rbuild(["--progress=plain", "."]);
-    drop(other.kill());
-    drop(other.wait());
+    let args = words(&space, "left", "chroot");
+    let ran = space.rbuild(&args);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-    // Not on the disk either.
-    let found =
-        Command::new("grep").args(["-rl", "the-secret-of-the-other"]).arg(space.store()).output().expect("grep");
-    assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+    let store = space.path("out/store-left");
+    let roots = std::fs::read_dir("/proc").expect("proc").filter_map(|entry| {
+        std::fs::read_link(entry.ok()?.path().join("root")).ok().filter(|root| root.starts_with(&store))
+    });
+    assert_eq!(roots.collect::<Vec<PathBuf>>(), Vec::<PathBuf>::new(), "no process is left");
+    let scratch = std::fs::read_dir(store.join("tmp-v1")).expect("scratch").count();
+    assert_eq!(scratch, 0, "nor a directory");
 }
 
-/// Steps with everything at hand for outliving their command, in every way there is.
-#[test]
-fn nobody_outlives_a_step() {
-    need!(Need::Root, Need::Program("busybox"));
-    let space = Space::with_busybox();
-    let mark = format!("6{:06}", std::process::id() % 1_000_000);
-    space.build(
-        &format!(
-            "FROM busybox\nRUN (setsid sh -c '(trap \"\" HUP TERM INT; exec sleep {mark}1) & exec sleep {mark}2' &) ; \
-             sh -c 'kill -STOP $$; exec sleep {mark}3' & sleep {mark}4 & nohup sleep {mark}5 > /dev/null 2>&1 & sleep 0.2; ps > /ps\n\
-             RUN ps > /ps; [ $(wc -l < /ps) -lt 5 ] || {{ cat /ps; exit 1; }}\n"
-        ),
-        &[],
-    );
-    assert_eq!(processes_of("sleep").iter().filter(|line| line.contains(&mark)).count(), 0);
+/// Runs the program in a container that, as root, may do what Docker's may: its capabilities, and neither mounts nor
+/// namespaces.
+fn in_container(space: &Space, uid: u32, args: &[String]) -> Ran {
+    let bundle = space.path("bundle");
+    std::fs::create_dir_all(bundle.join("rootfs")).expect("bundle");
+    std::fs::write(bundle.join("config.json"), container(space, uid, args).to_string()).expect("config.json");
+    let name = format!("rbuild-test-{}", std::process::id());
+    let mut command = Command::new("runc");
+    command.args(["run", "--bundle"]).arg(&bundle).arg(name).stdin(Stdio::null());
+    Ran::of(command.output().expect("runc starts"))
+}
+
+fn container(space: &Space, uid: u32, args: &[String]) -> Value {
+    const CAPABILITIES: [&str; 14] = [
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_FSETID",
+        "CAP_FOWNER",
+        "CAP_MKNOD",
+        "CAP_NET_RAW",
+        "CAP_SETGID",
+        "CAP_SETUID",
+        "CAP_SETFCAP",
+        "CAP_SETPCAP",
+        "CAP_NET_BIND_SERVICE",
+        "CAP_SYS_CHROOT",
+        "CAP_KILL",
+        "CAP_AUDIT_WRITE",
+    ];
+    let bind = |path: &Path, access: &str| json!({"destination": path, "source": path, "type": "none", "options": ["rbind", access]});
+    let system = ["/usr", "/bin", "/lib", "/lib64", "/sbin", "/etc"].map(Path::new);
+    let mut mounts = vec![
+        json!({"destination": "/proc", "type": "proc", "source": "proc"}),
+        json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]}),
+        json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["mode=1777"]}),
+    ];
+    mounts.extend(system.iter().filter(|path| path.exists()).map(|path| bind(path, "ro")));
+    let program = rbuild_bin();
+    mounts.push(bind(program.parent().expect("directory"), "ro"));
+    mounts.push(bind(&space.path(""), "rw"));
+    let mut words = vec![program.display().to_string()];
+    words.extend_from_slice(args);
+    // What Docker's profile refuses to those without CAP_SYS_ADMIN.
+    let refused =
+        ["unshare", "mount", "umount2", "setns", "pivot_root", "fsopen", "open_tree", "move_mount", "fsmount"];
+    json!({
+        "ociVersion": "1.0.2",
+        "root": {"path": "rootfs"},
+        "hostname": "container",
+        "mounts": mounts,
+        "process": {
+            "args": words,
+            "cwd": "/tmp",
+            "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "NO_COLOR=1", "HOME=/tmp"],
+            "user": {"uid": uid, "gid": uid},
+            "capabilities": {"bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES},
+        },
+        "linux": {
+            "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}],
+            "seccomp": {
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [
+                    {"names": refused, "action": "SCMP_ACT_ERRNO", "errnoRet": 1},
+                    {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
+                    {
+                        "names": ["clone"],
+                        "action": "SCMP_ACT_ERRNO",
+                        "errnoRet": 1,
+                        // CLONE_NEWUSER
+                        "args": [{"index": 0, "value": 0x1000_0000, "valueTwo": 0x1000_0000, "op": "SCMP_CMP_MASKED_EQ"}],
+                    },
+                ],
+            },
+        },
+    })
 }

@@ -15,7 +15,7 @@ pub(crate) const BASES: &[Need] = &[
     ("qemu-aarch64-static", "qemu-user-static"),
 ];
 
-/// Readers of our images, and servers.
+/// Readers of our images, servers, and what steps get their network from.
 pub(crate) const REFEREES: &[Need] = &[
     ("skopeo", "skopeo"),
     ("umoci", "umoci"),
@@ -28,6 +28,9 @@ pub(crate) const REFEREES: &[Need] = &[
     ("getcap", "libcap2-bin"),
     ("strace", "strace"),
     ("zstd", "zstd"),
+    ("newuidmap", "uidmap"),
+    ("runc", "runc"),
+    ("pasta", "passt"),
 ];
 
 /// The other builder of `compare`; a client that does not bring BuildKit along needs docker-buildx as well.

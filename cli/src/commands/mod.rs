@@ -13,8 +13,9 @@ mod transfer;
 use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use cache::Store;
+use cache::{Bucket, Store};
 use clap::CommandFactory;
+use executor::sandbox::{Isolation, kill_lost};
 
 use crate::args::{Cli, Command, Global};
 use crate::failure::Failure;
@@ -33,7 +34,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Run(args) => {
             let store = open_store(&cli.global)?;
-            let _leftovers = remove_leftovers(&store);
+            let _leftovers = remove_leftovers(&store, cli.global.confinement.isolation);
             run::run(&store, args, &cli.global.confinement)
         }
         Command::Images(args) => images::images(&open_store(&cli.global)?, &args, now()),
@@ -44,7 +45,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Push(args) => transfer::push(&open_store(&cli.global)?, &args, &cli.global.confinement),
         Command::Pull(args) => {
             let store = open_store(&cli.global)?;
-            let _leftovers = remove_leftovers(&store);
+            let _leftovers = remove_leftovers(&store, cli.global.confinement.isolation);
             transfer::pull(&store, &args, &cli.global.confinement)
         }
         Command::Login(args) => login::login(&args),
@@ -75,7 +76,7 @@ fn open_store(global: &Global) -> Result<Store, Failure> {
 }
 
 /// Removes what killed processes left, beside the work of the command; waits for the end when dropped.
-fn remove_leftovers(store: &Store) -> Leftovers {
+fn remove_leftovers(store: &Store, isolation: Isolation) -> Leftovers {
     let store = store.clone();
     let look = move || {
         match store.remove_leftovers(&|| false) {
@@ -84,6 +85,10 @@ fn remove_leftovers(store: &Store) -> Leftovers {
             Err(error) => tracing::debug!(%error, "cannot remove what a killed process left"),
         }
         executor::sandbox::remove_abandoned_groups();
+        // Elsewhere, a killed program takes its steps with it.
+        if isolation == Isolation::Chroot {
+            kill_lost(&store.root().join(Bucket::Temporary.name()));
+        }
     };
     // Without a thread, the next command does it.
     Leftovers(std::thread::Builder::new().name("leftovers".to_owned()).spawn(look).ok())

@@ -51,6 +51,7 @@ fn run_in(root: &Path) -> io::Result<bool> {
         mounts: Vec::new(),
         limits: Vec::new(),
         directory: CString::new("/").map_err(io::Error::other)?,
+        root: None,
         user_namespace: None,
         filter: None,
         listener: None,

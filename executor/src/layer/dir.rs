@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::error::as_path;
 use crate::owners;
 use crate::view::fd_path;
+pub(super) use crate::whiteout::is_whiteout;
 
 /// Name of the only xattr that layers carry.
 pub(super) const CAPABILITY: &str = "security.capability";
@@ -124,9 +125,4 @@ pub(super) fn is_copied_up(parent: impl AsFd, name: &[u8]) -> rustix::io::Result
         }
     }
     Ok(false)
-}
-
-/// Whether a status is that of overlayfs' deletion marker: a character device 0/0.
-pub(super) fn is_whiteout(stat: &Stat) -> bool {
-    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }

@@ -5,17 +5,20 @@
 
 mod cache_mount;
 mod foreign;
+mod host_ca;
 mod mounts;
 mod outcome;
 mod secret;
 mod ssh;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use solver::{NetworkMode, OpError, RunOp, Step, Stream};
 use tokio_util::sync::CancellationToken;
 
+pub use host_ca::HostCa;
 pub use secret::{MOST_SECRET_BYTES, Secret, SecretStore};
 pub use ssh::{Agent, AgentStore, DEFAULT_AGENT, KeyError, MOST_KEY_FILE_BYTES, PrivateKey};
 
@@ -25,6 +28,7 @@ use crate::context::LocalContext;
 use crate::emulation::Emulation;
 use crate::sandbox::{DEFAULT_PATH, Exit, Resources, Sandbox, SandboxSpec, Stdio};
 use cache_mount::Resets;
+use host_ca::Trust;
 use mounts::Mounts;
 
 /// What may be wrong when a command fails on a full disk.
@@ -44,6 +48,8 @@ pub struct RunOptions {
     pub agents: AgentStore,
     /// Runs commands for other machines; `None` leaves them to the kernel.
     pub emulation: Option<Emulation>,
+    /// Certificate authorities that commands trust in addition to the image's.
+    pub host_ca: Option<HostCa>,
 }
 
 /// Runs commands for one build. Cheap to clone.
@@ -53,6 +59,7 @@ pub struct Runner {
     store: cache::Store,
     options: Arc<RunOptions>,
     resets: Arc<Resets>,
+    warned: Arc<Warned>,
 }
 
 /// Where the files of an input lie.
@@ -96,7 +103,21 @@ pub struct RunRequest<'a> {
 impl Runner {
     /// Commands run in `sandbox`; persistent directories lie in `store`.
     pub fn new(sandbox: Sandbox, store: cache::Store, options: RunOptions) -> Self {
-        Self { sandbox, store, options: Arc::new(options), resets: Arc::default() }
+        Self { sandbox, store, options: Arc::new(options), resets: Arc::default(), warned: Arc::default() }
+    }
+
+    /// Begins what `op` will need and what takes a while, before its files are there. Never blocks.
+    pub fn expect(&self, op: &RunOp) {
+        if self.network(op) == NetworkMode::Default {
+            self.sandbox.expect_network();
+        }
+    }
+
+    fn network(&self, op: &RunOp) -> NetworkMode {
+        match op.network {
+            NetworkMode::Default => self.options.network.unwrap_or(NetworkMode::Default),
+            mode => mode,
+        }
     }
 
     /// Runs a step, and if it succeeds `then`, on the step's thread: what the step wrote is in `request.upper` by then, and
@@ -113,20 +134,29 @@ impl Runner {
         request: RunRequest<'_>,
         then: impl FnOnce() -> Result<T, OpError> + Send + 'static,
     ) -> Result<T, OpError> {
-        let (mut spec, _mounts) = self.prepare(&request, Stdio::Piped).await?;
+        let (mut spec, extras) = self.prepare(&request, Stdio::Piped).await?;
         let foreign = self.foreign(request.op, &mut spec, request.step).await?;
         let step = request.step.clone();
         let mut log = move |stream: Stream, bytes: &[u8]| step.log(stream, bytes.to_vec());
         let (sender, result) = std::sync::mpsc::sync_channel(1);
         let upper = request.upper.clone();
         let then = move |succeeded: bool| {
-            let next = if succeeded { Next::Done(then()) } else { Next::Failed { disk_is_full: is_full(&upper) } };
+            let next = if succeeded {
+                Next::Done(extras.remove_traces(&upper).and_then(|()| then()))
+            } else {
+                Next::Failed { disk_is_full: is_full(&upper) }
+            };
             // There is room for the one value.
             drop(sender.send(next));
         };
         let exit = self.sandbox.run(spec, &mut log, Box::new(then), request.cancel).await;
         let lacking = foreign.finish(&self.options, exit.as_ref().ok());
-        let outcome = outcome::judge(request.op, exit.map(|exit| warn(request.step, exit)), lacking.as_ref());
+        let outcome = outcome::judge(
+            request.op,
+            exit.map(|exit| self.warned.say(request.step, exit)),
+            self.options.resources.memory_bytes,
+            lacking.as_ref(),
+        );
         match (outcome, result.try_recv()) {
             (Ok(()), Ok(Next::Done(done))) => done,
             // Programs have many words for a full disk, or none.
@@ -141,10 +171,10 @@ impl Runner {
     /// # Errors
     /// As [`Runner::run`], but a command's failure is its exit code.
     pub async fn run_interactive(&self, request: RunRequest<'_>, stdio: Stdio) -> Result<Exit, OpError> {
-        let (mut spec, _mounts) = self.prepare(&request, stdio).await?;
+        let (mut spec, _extras) = self.prepare(&request, stdio).await?;
         self.foreign(request.op, &mut spec, request.step).await?;
         let exit = self.sandbox.run_interactive(spec, request.cancel).await;
-        exit.map(|exit| warn(request.step, exit)).map_err(|error| outcome::op_error(request.op, error))
+        exit.map(|exit| self.warned.say(request.step, exit)).map_err(|error| outcome::op_error(request.op, error))
     }
 
     /// What knows about commands for other machines.
@@ -153,7 +183,7 @@ impl Runner {
     }
 
     /// The sandbox for a request, and what has to be kept while it runs.
-    async fn prepare(&self, request: &RunRequest<'_>, stdio: Stdio) -> Result<(SandboxSpec, Mounts), OpError> {
+    async fn prepare(&self, request: &RunRequest<'_>, stdio: Stdio) -> Result<(SandboxSpec, Extras), OpError> {
         let op = request.op;
         if let Some(device) = op.devices.iter().find(|device| device.required) {
             return Err(OpError::input(format!("device {} is requested by the build but not allowed", device.name)));
@@ -172,13 +202,17 @@ impl Runner {
         for (name, value) in &mounts.variables {
             environment.set(name.clone(), value.clone());
         }
-        let network = match op.network {
-            NetworkMode::Default => self.options.network.unwrap_or(NetworkMode::Default),
-            mode => mode,
-        };
+        let mut lower = request.root.clone();
+        let mut all_mounts = mounts.mounts.clone();
+        let trust = self.trust(&request.root).await?;
+        if let Some(trust) = &trust {
+            Trust::set_variables(&mut environment);
+            lower.extend(trust.layer());
+            all_mounts.insert(0, trust.mount());
+        }
         let cgroup_parent = op.cgroup_parent.clone().or_else(|| self.options.resources.cgroup_parent.clone());
         let spec = SandboxSpec {
-            lower: request.root.clone(),
+            lower,
             upper: request.upper.clone(),
             work: request.work.clone(),
             args: op.args.clone(),
@@ -187,16 +221,36 @@ impl Runner {
             user: op.user.clone(),
             hostname: op.hostname.clone(),
             extra_hosts: op.extra_hosts.iter().map(|host| (host.name.clone(), host.address.clone())).collect(),
-            network,
+            network: self.network(op),
             security: op.security,
             shm_size_bytes: op.shm_size_bytes,
             ulimits: op.ulimits.clone(),
             resources: Resources { cgroup_parent, ..self.options.resources.clone() },
-            mounts: mounts.mounts.clone(),
+            mounts: all_mounts,
             stdio,
             handlers: None,
         };
-        Ok((spec, mounts))
+        Ok((spec, Extras { _mounts: mounts, trust }))
+    }
+
+    /// What `--host-ca` brings to a command on these layers.
+    async fn trust(&self, root: &[PathBuf]) -> Result<Option<Trust>, OpError> {
+        let Some(ca) = self.options.host_ca.clone() else { return Ok(None) };
+        let (root, scratch) = (root.to_owned(), self.sandbox.scratch().to_owned());
+        mounts::blocking(move || ca.prepare(&root, &scratch).map(Some)).await
+    }
+}
+
+/// What has to be kept while a command runs.
+struct Extras {
+    _mounts: Mounts,
+    trust: Option<Trust>,
+}
+
+impl Extras {
+    /// Takes out of what a command has written what it does not know that it has written.
+    fn remove_traces(&self, upper: &Path) -> Result<(), OpError> {
+        self.trust.as_ref().map_or(Ok(()), |trust| trust.remove_traces(upper))
     }
 }
 
@@ -217,11 +271,20 @@ fn is_full(path: &Path) -> bool {
     rustix::fs::statvfs(path).is_ok_and(|disk| disk.f_bavail * disk.f_frsize < NEXT_TO_NOTHING)
 }
 
-fn warn(step: &Step, exit: Exit) -> Exit {
-    for warning in &exit.warnings {
-        step.warn(warning.clone());
+/// What this build has said already: what a machine does not allow holds for all steps.
+#[derive(Default)]
+struct Warned(Mutex<HashSet<String>>);
+
+impl Warned {
+    /// Says the warnings that are new.
+    fn say(&self, step: &Step, mut exit: Exit) -> Exit {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        exit.warnings.retain(|warning| said.insert(warning.clone()));
+        for warning in &exit.warnings {
+            step.warn(warning.clone());
+        }
+        exit
     }
-    exit
 }
 
 /// Variables in order; a later one replaces an earlier one of its name.

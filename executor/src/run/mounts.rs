@@ -171,7 +171,9 @@ fn input_tree<'a>(request: &RunRequest<'a>, index: usize) -> Result<&'a InputTre
 }
 
 /// Runs blocking work off the runtime.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, OpError> + Send + 'static) -> Result<T, OpError> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, OpError> + Send + 'static,
+) -> Result<T, OpError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(OpError::internal(format!("a preparation of the step failed: {error}"))),

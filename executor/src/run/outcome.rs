@@ -8,10 +8,14 @@ use super::foreign::NoEmulator;
 use crate::sandbox::{Exit, NotStarted, SandboxError};
 use crate::view::passwd::AccountsError;
 
-/// Success, or why not.
-///
-/// `foreign` is known when the command is for another machine.
-pub(super) fn judge(op: &RunOp, exit: Result<Exit, SandboxError>, foreign: Option<&NoEmulator>) -> Result<(), OpError> {
+/// Success, or why not. `memory_bytes` is the limit of the build; `foreign` is known when the command is for another
+/// machine.
+pub(super) fn judge(
+    op: &RunOp,
+    exit: Result<Exit, SandboxError>,
+    memory_bytes: Option<u64>,
+    foreign: Option<&NoEmulator>,
+) -> Result<(), OpError> {
     let exit = exit.map_err(|error| op_error(op, error))?;
     if exit.success() {
         return Ok(());
@@ -25,6 +29,7 @@ pub(super) fn judge(op: &RunOp, exit: Result<Exit, SandboxError>, foreign: Optio
     error.help.extend(match (exit.not_started, foreign) {
         (Some(NotStarted::WrongFormat), Some(foreign)) => no_emulator(foreign),
         (Some(reason), _) => advice(op, reason).into_iter().collect(),
+        (None, _) if exit.out_of_memory => vec![out_of_memory(memory_bytes)],
         (None, _) => meaning(exit.code).map(str::to_owned).into_iter().collect(),
     });
     Err(error)
@@ -63,6 +68,23 @@ pub(super) fn op_error(op: &RunOp, error: SandboxError) -> OpError {
 
 fn failed(op: &RunOp, reason: &str) -> String {
     format!("process {} did not complete successfully: {reason}", quote(&op.args.join(" ")))
+}
+
+/// What can be done about memory that ran out.
+fn out_of_memory(limit_bytes: Option<u64>) -> String {
+    match limit_bytes {
+        Some(bytes) => {
+            let limit = if bytes % (1 << 20) == 0 { format!("{} MiB", bytes >> 20) } else { format!("{bytes} bytes") };
+            format!(
+                "the steps of this build may have {limit} together: give them more with --memory, or run fewer at once with --jobs"
+            )
+        }
+        None => {
+            "this machine, or the container that rbuild runs in, has no memory left: let the step do less at once, \
+                 or run fewer steps at once with --jobs"
+                .to_owned()
+        }
+    }
 }
 
 /// What exit codes mean by the custom of shells.
@@ -119,23 +141,24 @@ mod tests {
     #[test]
     fn endings_have_the_usual_words() {
         let op = op(&["/bin/sh", "-c", "exit 3"]);
-        assert_eq!(judge(&op, Ok(exit(0)), None), Ok(()));
-        let error = judge(&op, Ok(exit(3)), None).unwrap_err();
+        assert_eq!(judge(&op, Ok(exit(0)), None, None), Ok(()));
+        let error = judge(&op, Ok(exit(3)), None, None).unwrap_err();
         assert_eq!(error.message, "process \"/bin/sh -c exit 3\" did not complete successfully: exit code: 3");
         assert_eq!(error.exit_code, Some(3));
-        let error = judge(&op, Ok(Exit { out_of_memory: true, ..exit(137) }), None).unwrap_err();
+        let error = judge(&op, Ok(Exit { out_of_memory: true, ..exit(137) }), Some(16 << 20), None).unwrap_err();
         assert_eq!(
             error.message,
             "process \"/bin/sh -c exit 3\" did not complete successfully: cannot allocate memory"
         );
         assert_eq!(error.exit_code, Some(137));
-        let error = judge(&op, Err(SandboxError::Cancelled), None).unwrap_err();
+        assert!(error.help[0].contains("16 MiB") && error.help[0].contains("--memory"), "{:?}", error.help);
+        let error = judge(&op, Err(SandboxError::Cancelled), None, None).unwrap_err();
         assert_eq!((error.tier, error.message.as_str()), (solver::Tier::Cancelled, "context canceled"));
     }
 
     #[test]
     fn a_command_of_several_lines_stays_on_one() {
-        let error = judge(&op(&["/bin/sh", "-c", "true\nexit \"5\"\n"]), Ok(exit(5)), None).unwrap_err();
+        let error = judge(&op(&["/bin/sh", "-c", "true\nexit \"5\"\n"]), Ok(exit(5)), None, None).unwrap_err();
         let expected = r#"process "/bin/sh -c true\nexit \"5\"\n" did not complete successfully: exit code: 5"#;
         assert_eq!(error.message, expected);
     }
@@ -146,7 +169,7 @@ mod tests {
         let lacking = Lacking::Program { qemu: "s390x", searched: vec!["/usr/bin".into()] };
         let foreign = NoEmulator { architecture: "s390x", lacking: Some(lacking) };
         let not_started = Exit { not_started: Some(NotStarted::WrongFormat), ..exit(1) };
-        let error = judge(&op, Ok(not_started), Some(&foreign)).unwrap_err();
+        let error = judge(&op, Ok(not_started), None, Some(&foreign)).unwrap_err();
         assert!(error.help[0].ends_with(" for linux/s390x: no `qemu-s390x-static` or `qemu-s390x` in /usr/bin"));
         assert!(error.help[1].contains("qemu-user-static"), "{:?}", error.help);
     }

@@ -1,6 +1,7 @@
 //! A command as the kernel takes it, and why it could not be started.
 
 use std::ffi::CString;
+use std::path::Path;
 
 use rustix::io::Errno;
 
@@ -45,12 +46,14 @@ impl Command {
         Program::new(self.candidates.clone(), self.arguments.clone(), self.environment.clone())
     }
 
-    /// Why `execve` failed, for programs and in the words that container runtimes use. Looks at the root of the calling
-    /// thread.
-    pub(super) fn explain(&self, errno: Errno) -> (NotStarted, String) {
+    /// Why `execve` failed, for programs and in the words that container runtimes use. `root` is where the calling thread
+    /// sees the command's root.
+    pub(super) fn explain(&self, errno: Errno, root: &Path) -> (NotStarted, String) {
         let name = &self.name;
         let found = || {
-            self.candidates.iter().any(|path| rustix::fs::access(path.as_c_str(), rustix::fs::Access::EXISTS).is_ok())
+            let places = self.candidates.iter().filter_map(|path| path.to_str().ok());
+            // Links that lead elsewhere from here make for another word, no more.
+            places.map(|path| root.join(path.trim_start_matches('/'))).any(|path| path.symlink_metadata().is_ok())
         };
         match errno {
             Errno::NOENT | Errno::NOTDIR if found() => {
@@ -117,7 +120,8 @@ mod tests {
 
     #[test]
     fn failures_are_in_the_runtimes_words() {
-        let explain = |name: &str, errno| Command::new(&[name.to_owned()], &[], "/").unwrap().explain(errno);
+        let explain =
+            |name: &str, errno| Command::new(&[name.to_owned()], &[], "/").unwrap().explain(errno, Path::new("/"));
         assert_eq!(
             explain("no-such-program", Errno::NOENT),
             (NotStarted::Missing, "exec: \"no-such-program\": executable file not found in $PATH\n".to_owned())

@@ -11,7 +11,7 @@ use rustix::process::PidfdFlags;
 use rustix::thread::CapabilitySet;
 use tempfile::TempDir;
 
-use super::cgroup::Hierarchy;
+use super::cgroup::{BuildGroups, Hierarchy};
 use super::chroot::Roots;
 use super::error::SandboxError;
 use super::guard::DeviceGuard;
@@ -32,6 +32,9 @@ pub(super) struct Host {
     pub(super) runtime: Option<PathBuf>,
     pub(super) sensitive: Sensitive,
     pub(super) hierarchy: Hierarchy,
+    pub(super) build_groups: BuildGroups,
+    /// Whether the number of processes can be limited for each pid namespace.
+    pub(super) counts_processes: bool,
     pub(super) guard: OnceLock<DeviceGuard>,
     /// All that this process has.
     pub(super) capabilities: u64,
@@ -68,6 +71,8 @@ impl Host {
             runtime: confinement.runtime.clone(),
             sensitive: Sensitive::of_host(),
             hierarchy: Hierarchy::of_this_process(),
+            build_groups: BuildGroups::default(),
+            counts_processes: namespaces_count_processes(),
             guard: OnceLock::new(),
             program: (program.st_dev, program.st_ino),
             capabilities: capabilities.permitted.bits(),
@@ -145,8 +150,38 @@ impl Host {
     }
 }
 
+/// `kernel.pid_max` belongs to the pid namespace since Linux 6.14. Before, it is the machine's: it must not be touched.
+fn namespaces_count_processes() -> bool {
+    is_at_least(&rustix::system::uname().release().to_string_lossy(), (6, 14))
+}
+
+/// Whether a kernel's release is that version or a later one.
+fn is_at_least(release: &str, wanted: (u32, u32)) -> bool {
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    numbers.next().zip(numbers.next()).is_some_and(|version| version >= wanted)
+}
+
 /// A number that no other caller in this process gets.
 pub(super) fn serial() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_are_compared_by_number() {
+        for (release, expected) in [
+            ("6.14.0", true),
+            ("6.9.1-arch1", false),
+            ("7.0-rc1", true),
+            ("6.100", true),
+            ("5.15", false),
+            ("x", false),
+        ] {
+            assert_eq!(is_at_least(release, (6, 14)), expected, "{release}");
+        }
+    }
 }

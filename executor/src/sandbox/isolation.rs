@@ -71,6 +71,10 @@ pub enum TreeStyle {
     User,
     /// Owners noted in `user.rbuild.owner`, marks in `user.overlay.*`.
     Noted,
+    /// As `User`, but never mounted: deletion marks may be sockets.
+    Copied,
+    /// As `Noted`, but never mounted: deletion marks may be sockets.
+    NotedCopied,
 }
 
 impl TreeStyle {
@@ -80,7 +84,16 @@ impl TreeStyle {
             Self::Trusted => "trusted",
             Self::User => "user",
             Self::Noted => "noted",
+            Self::Copied => "copied",
+            Self::NotedCopied => "noted-copied",
         }
+    }
+}
+
+impl TreeStyle {
+    /// Whether owners are noted.
+    pub fn has_notes(self) -> bool {
+        matches!(self, Self::Noted | Self::NotedCopied)
     }
 }
 
@@ -131,8 +144,10 @@ impl Isolation {
     pub fn tree_style(self) -> TreeStyle {
         match self {
             Self::Root => TreeStyle::Trusted,
-            Self::UserNamespace | Self::Chroot => TreeStyle::User,
-            Self::SingleId | Self::Nothing => TreeStyle::Noted,
+            Self::UserNamespace => TreeStyle::User,
+            Self::SingleId => TreeStyle::Noted,
+            Self::Chroot => TreeStyle::Copied,
+            Self::Nothing => TreeStyle::NotedCopied,
         }
     }
 

@@ -1,9 +1,9 @@
 //! Who a command runs as, and where: accounts and the working directory, in the root of the calling thread.
 
-use std::fs::{DirBuilder, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read as _};
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -12,10 +12,16 @@ use super::error::SandboxError;
 use crate::owners;
 use crate::view::passwd::{Accounts, AccountsError, RunUser};
 
-/// Looks `user` up in the account files of the root.
+/// Looks `user` up in the account files of the root of the calling thread.
 pub(super) fn account(user: &str) -> Result<RunUser, SandboxError> {
+    account_at(user, |path| Some(PathBuf::from(path)))
+}
+
+/// Looks `user` up in account files; `place` says where they are, if there are any.
+pub(super) fn account_at(user: &str, place: impl Fn(&'static str) -> Option<PathBuf>) -> Result<RunUser, SandboxError> {
+    let read_file = |path| place(path).map_or(Ok(Vec::new()), |place| read_account_file(path, &place));
     let read = || -> Result<Accounts, AccountsError> {
-        Ok(Accounts::from_bytes(read_account_file("/etc/passwd")?, read_account_file("/etc/group")?))
+        Ok(Accounts::from_bytes(read_file("/etc/passwd")?, read_file("/etc/group")?))
     };
     let accounts = match read() {
         // Only the home directory is asked of the files: no reason to fail.
@@ -29,10 +35,10 @@ pub(super) fn account(user: &str) -> Result<RunUser, SandboxError> {
 const MOST_ACCOUNT_BYTES: u64 = 10 << 20;
 
 /// A file of the root, which may be hostile: only a regular one of reasonable size. Empty when missing.
-fn read_account_file(path: &'static str) -> Result<Vec<u8>, AccountsError> {
+fn read_account_file(path: &'static str, place: &Path) -> Result<Vec<u8>, AccountsError> {
     let failed = |errno: Errno| AccountsError::Read { path, source: errno.into() };
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+    let file = match rustix::fs::open(place, flags, Mode::empty()) {
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Vec::new()),
         result => File::from(result.map_err(failed)?),
     };
@@ -55,14 +61,15 @@ fn is_numeric(user: &str) -> bool {
     user.split_once(':').is_some_and(|(user, group)| user.parse::<u32>().is_ok() && group.parse::<u32>().is_ok())
 }
 
-/// Makes the working directory with its parents, owned by the command's user, where they are missing.
-pub(super) fn make_directory(path: &str, account: &RunUser) -> Result<(), SandboxError> {
+/// Makes the working directory with its parents, owned by the command's user, where they are missing. `place` is where it
+/// is for the calling thread.
+pub(super) fn make_directory(path: &str, place: &Path, account: &RunUser) -> Result<(), SandboxError> {
     let failed = |error: &io::Error| SandboxError::Directory {
         path: path.to_owned(),
         errno: Errno::from_io_error(error).unwrap_or(Errno::IO),
     };
     let mut missing = Vec::new();
-    for ancestor in Path::new(path).ancestors() {
+    for ancestor in place.ancestors() {
         match std::fs::metadata(ancestor) {
             Ok(_) => break,
             Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(ancestor),
@@ -71,6 +78,11 @@ pub(super) fn make_directory(path: &str, account: &RunUser) -> Result<(), Sandbo
     }
     for directory in missing.into_iter().rev() {
         DirBuilder::new().mode(0o755).create(directory).map_err(|error| failed(&error))?;
+        // Whatever our umask is.
+        let mode = fs::metadata(directory).map_err(|error| failed(&error))?.permissions().mode();
+        if mode & 0o777 != 0o755 {
+            fs::set_permissions(directory, fs::Permissions::from_mode(mode | 0o755)).map_err(|error| failed(&error))?;
+        }
         owners::chown(directory, account.uid, account.gid).map_err(|error| failed(&error.into()))?;
     }
     Ok(())

@@ -52,10 +52,11 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 pub use abandoned::remove_abandoned_groups;
+pub use chroot::kill_lost;
 pub use command::DEFAULT_PATH;
 pub use error::SandboxError;
 pub use isolation::{Confinement, Isolation, IsolationMode, TreeStyle, missing_for_chroot, missing_privileges};
-pub use network::{HostNetwork, NetworkProvider};
+pub use network::{HostNetwork, Network, NetworkProvider, PastaNetwork, host_address};
 pub use rootless::{EnterError, confine, refusal};
 pub use spec::{Exit, MemoryFile, MountSource, NotStarted, Resources, SandboxMount, SandboxSpec, Stdio, Writes};
 
@@ -100,6 +101,11 @@ impl Sandbox {
     /// The scratch directory: a place for sockets and the like that commands are to see.
     pub fn scratch(&self) -> &Path {
         self.host.root()
+    }
+
+    /// Says that a command with the default network follows, which can be made ready meanwhile. Never blocks.
+    pub fn expect_network(&self) {
+        self.host.network.expect();
     }
 
     /// How well commands are kept apart here.

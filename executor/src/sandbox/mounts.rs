@@ -225,6 +225,7 @@ impl Prepared {
                 flags: libc::MS_NOSUID | attributes.classic_flags(),
                 options: tmpfs_options(size_bytes),
                 optional: false,
+                has_substitute: false,
             }),
         })
     }

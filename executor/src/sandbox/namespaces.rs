@@ -1,5 +1,6 @@
 //! The namespaces that a command's thread gives itself, and what is left of them.
 
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
@@ -10,6 +11,7 @@ use solver::NetworkMode;
 
 use super::error::SandboxError;
 use super::host::Host;
+use super::network::Network;
 use super::spec::SandboxSpec;
 
 /// The namespaces of a command's thread; dropping goes back and takes all mounts down.
@@ -19,18 +21,23 @@ pub(super) struct Namespaces<'a> {
     mounts: Option<OwnedFd>,
     /// Whether the network namespace is not the host's.
     pub(super) private_network: bool,
+    /// Where the host's name server answers in that namespace, if it does.
+    pub(super) resolver: Option<IpAddr>,
+    /// What is to be said about the network.
+    pub(super) warning: Option<String>,
 }
 
 impl<'a> Namespaces<'a> {
     /// Makes namespaces for a command with that network; mounts no longer reach the host.
     pub(super) fn enter(host: &'a Host, network: NetworkMode) -> Result<Self, SandboxError> {
-        let private_network = match network {
+        let network = match network {
             NetworkMode::Default => join_network(host)?,
-            NetworkMode::Host | NetworkMode::None => false,
+            NetworkMode::Host | NetworkMode::None => Network::default(),
         };
+        let Network { namespace, resolver, warning } = network;
         let flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
         crate::sys::namespace::unshare(flags).map_err(SandboxError::setup("make namespaces"))?;
-        let mut namespaces = Self { host, mounts: None, private_network };
+        let mut namespaces = Self { host, mounts: None, private_network: namespace.is_some(), resolver, warning };
         rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
             .map_err(SandboxError::setup("make mounts private"))?;
         // Without it, the mounts go when the thread goes back.
@@ -48,7 +55,7 @@ impl<'a> Namespaces<'a> {
     pub(super) fn give_to(&mut self, spec: &SandboxSpec) -> Result<(), SandboxError> {
         if spec.network == NetworkMode::None {
             crate::sys::namespace::unshare(UnshareFlags::NEWNET).map_err(SandboxError::setup("make namespaces"))?;
-            self.private_network = true;
+            (self.private_network, self.resolver, self.warning) = (true, None, None);
             crate::sys::net::loopback_up().map_err(SandboxError::setup("bring the loopback interface up"))?;
         }
         rustix::system::sethostname(spec.hostname.as_bytes()).map_err(SandboxError::setup("set the host name"))
@@ -104,10 +111,11 @@ impl RemainsCount {
     }
 }
 
-fn join_network(host: &Host) -> Result<bool, SandboxError> {
-    let namespace = host.network.namespace().map_err(SandboxError::io("get", "the default network"))?;
-    let Some(namespace) = namespace else { return Ok(false) };
-    rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-        .map_err(SandboxError::setup("join the default network"))?;
-    Ok(true)
+fn join_network(host: &Host) -> Result<Network, SandboxError> {
+    let network = host.network.network().map_err(SandboxError::io("get", "the default network"))?;
+    if let Some(namespace) = &network.namespace {
+        rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+            .map_err(SandboxError::setup("join the default network"))?;
+    }
+    Ok(network)
 }

@@ -3,12 +3,12 @@
 //! Plans only: lists of mounts as data, so that their order can be checked without privileges. Spec:
 //! `spec/dockerfile.md` §8.5–8.7, `spec/engine.md` §5.1.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 
 use rustix::fs::{FileType, Mode};
 use rustix::mount::MountAttrFlags;
 
-use crate::sys::spawn::MountCall;
+use crate::sys::spawn::{LateMount, MountCall};
 use solver::SecurityMode;
 
 /// Hidden from a confined command, where they exist.
@@ -143,9 +143,19 @@ pub(super) fn device_mounts(shm_size_bytes: Option<u64>, tty_group_exists: bool)
     ]
 }
 
-/// `/proc`: made by the command's own process, because it shows the pid namespace of its maker.
-pub(super) fn proc_mount() -> MountCall {
-    mount("proc", "/proc", "proc", NOTHING_SPECIAL, "")
+/// `/proc`: made by the command's own process, because it shows the pid namespace of its maker. With `has_substitute` there
+/// is another one where the kernel allows no new one.
+pub(super) fn proc_mount(has_substitute: bool) -> MountCall {
+    MountCall { has_substitute, ..mount("proc", "/proc", "proc", NOTHING_SPECIAL, "") }
+}
+
+/// The most processes and threads that a command can have at once, for it and all that it starts: one that starts others
+/// without end fails itself, not the machine. Four times what containers usually get. Comes after [`proc_mount`].
+const MOST_PROCESSES: &CStr = c"8192";
+
+/// Sets [`MOST_PROCESSES`] for the pid namespace. Linux ≥ 6.14; before, this would be the machine's own number.
+pub(super) fn most_processes() -> LateMount {
+    LateMount::Write { target: c"/proc/sys/kernel/pid_max".to_owned(), content: MOST_PROCESSES }
 }
 
 /// `/sys`, as the network namespace sees it.
@@ -207,6 +217,7 @@ fn mount(source: &str, target: &str, kind: &str, flags: libc::c_ulong, options: 
         flags,
         options: Some(options).filter(|options| !options.is_empty()).map(text),
         optional: false,
+        has_substitute: false,
     }
 }
 
@@ -237,7 +248,7 @@ mod tests {
         let options = device_mounts(Some(128 << 20), true)
             .map(|mount| mount.options.iter().map(text).collect::<Vec<_>>().join(","));
         assert_eq!(options, ["newinstance,ptmxmode=0666,mode=0620,gid=5", "mode=1777,size=134217728", ""]);
-        assert_eq!(proc_mount().flags & libc::MS_RDONLY, 0);
+        assert_eq!(proc_mount(false).flags & libc::MS_RDONLY, 0);
         assert_eq!(sys_mount(SecurityMode::Sandbox).flags & libc::MS_RDONLY, libc::MS_RDONLY);
         assert_eq!(sys_mount(SecurityMode::Insecure).flags & libc::MS_RDONLY, 0);
     }

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::thread::{CapabilitySet, UnshareFlags};
 
-use super::isolation::{Confinement, Isolation, IsolationMode, TreeStyle, missing_for_chroot, missing_privileges};
+use super::isolation::{Confinement, Isolation, IsolationMode, missing_for_chroot, missing_privileges};
 use crate::owners;
 use crate::sys::namespace::unshare;
 
@@ -66,7 +66,7 @@ pub enum EnterError {
 /// [`EnterError`]; never for [`IsolationMode::Auto`].
 pub fn confine(mode: &IsolationMode, search_path: &str) -> Result<Confinement, EnterError> {
     let confinement = choose(mode, search_path)?;
-    if confinement.isolation.tree_style() == TreeStyle::Noted {
+    if confinement.isolation.tree_style().has_notes() {
         owners::note_from_now_on();
     }
     Ok(confinement)

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use solver::{SecurityMode, Stream};
+use solver::{NetworkMode, SecurityMode, Stream};
 use tokio::sync::mpsc::Sender;
 
 use super::cgroup::StepGroup;
@@ -26,7 +26,7 @@ use super::mounts::{self, Prepared, Workshop, file_attributes};
 use super::namespaces::{Namespaces, Remains};
 use super::overlay::Overlay;
 use super::points::{self, MadePoint, PointKind};
-use super::pretend::Pretender;
+use super::pretend::{Pretender, adopt};
 use super::room::Room;
 use super::spec::{Exit, SandboxSpec};
 use super::streams::Streams;
@@ -63,14 +63,14 @@ pub(super) fn perform<'a>(
     }
     let limits = limits::resolve(&spec.ulimits, limits::process_ceiling(host.may_raise_limits()))?;
     let mut warnings: Vec<String> = limits.warning.into_iter().collect();
-    let group = StepGroup::new(&host.hierarchy, &spec.resources, &mut warnings);
+    let group = StepGroup::new(&host.hierarchy, &host.build_groups, &spec.resources, &mut warnings);
     let scratch = if spec.mounts.is_empty() { None } else { Some(host.step_directory()?) };
     let scratch = scratch.as_ref().map_or(host.root(), |directory| directory.path());
     let (policy, birthplace) = keep_from_devices(host, spec.security, &group);
     let stubs = make_stubs(host, spec, scratch)?;
     mounts::copy_root_metadata(&spec.lower, &spec.upper)?;
 
-    let mut made = Vec::new();
+    let (mut made, mut user) = (Vec::new(), None);
     let step = Step {
         host,
         spec,
@@ -89,11 +89,15 @@ pub(super) fn perform<'a>(
             None => (Namespaces::enter(host, spec.network)?, None),
         };
         namespaces.give_to(spec)?;
+        warnings.extend(namespaces.warning.take());
+        if spec.network == NetworkMode::Default && namespaces.private_network {
+            warnings.extend(network::loopback_proxy(&spec.env));
+        }
         let devices = match devices.filter(|devices| devices.fit(policy, spec.shm_size_bytes)) {
             Some(devices) => devices,
             None => Devices::prepare(host, policy, spec.shm_size_bytes)?,
         };
-        let outcome = step.run(&namespaces, &devices, &mut made);
+        let outcome = step.run(&namespaces, &devices, &mut made, &mut user);
         let remains = namespaces.leave();
         let is_success = matches!(outcome, Ok((Ended::Exited(0), None)));
         (outcome, is_success.then_some(remains))
@@ -101,6 +105,9 @@ pub(super) fn perform<'a>(
     let targets = spec.mounts.iter().map(|mount| mount.target.as_str()).chain([HOSTS, RESOLV_CONF]);
     points::remove_traces(&spec.upper, &spec.lower, targets, &made)?;
     let (ended, not_started) = outcome?;
+    if let Some(user) = user.filter(|user| host.isolation == Isolation::SingleId && (user.uid, user.gid) != (0, 0)) {
+        adopt(&spec.upper, &spec.lower, user.uid, user.gid)?;
+    }
     let (code, signal) = match ended {
         Ended::Exited(code) => (code, None),
         Ended::Killed(signal) => (128 + signal, Some(signal)),
@@ -180,6 +187,7 @@ impl Step<'_> {
         namespaces: &Namespaces<'_>,
         devices: &Devices,
         made: &mut Vec<MadePoint>,
+        user: &mut Option<RunUser>,
     ) -> Result<Outcome, SandboxError> {
         let Sources { early, sys, late } = self.mount_root_and_prepare(namespaces)?;
         mounts::enter_root(&self.host.root_point())?;
@@ -188,11 +196,13 @@ impl Step<'_> {
         self.fill_root(devices, early, made)?;
         let account = login::account(&self.spec.user)?;
         if !is_kernel_path(&self.spec.cwd) {
-            login::make_directory(&self.spec.cwd, &account)?;
+            login::make_directory(&self.spec.cwd, self.spec.cwd.as_ref(), &account)?;
         }
         let mut mounts = self.kernel_mounts(sys);
         mounts.extend(late);
-        self.start_and_wait(&account, mounts)
+        let outcome = self.start_and_wait(&account, mounts)?;
+        *user = Some(account);
+        Ok(outcome)
     }
 
     /// Mounts the root at the host's root point and opens whatever comes from the host's paths.
@@ -207,8 +217,10 @@ impl Step<'_> {
         Overlay { lower, upper, user_xattrs, devices }.mount(&host.root_point())?;
 
         let hosts = host.shared_file(&network::hosts(&spec.hostname, &spec.extra_hosts))?;
-        let resolv = network::host_resolv_conf();
-        let resolv = if namespaces.private_network { network::private_resolv_conf(&resolv) } else { resolv };
+        let resolv = match namespaces.private_network {
+            true => network::resolv::private(namespaces.resolver),
+            false => network::resolv::host(),
+        };
         let resolv = host.shared_file(&resolv)?;
         let quiet = file_attributes(0o644);
         let mut early =
@@ -257,7 +269,9 @@ impl Step<'_> {
         Ok(LateMount::Attach { mount, target })
     }
 
-    /// A user namespace may mount a `proc` or `sysfs` only while it sees all of the host's: these lie below ours. And it
+    /// A user namespace may mount a `proc` or `sysfs` only while it sees all of the host's: these lie below ours. In a
+    /// container, where parts of them are masked, ours cannot be mounted, and the container's own is what a command sees:
+    /// names of its processes, and nothing that could be done to them from another user namespace. And it
     /// may not mount a `sysfs` at all for a network namespace that is not its own: then the host's is shown, protected.
     fn kernel_sources(&self, namespaces: &Namespaces<'_>) -> Result<KernelSources, SandboxError> {
         if self.host.isolation == Isolation::Root {
@@ -291,8 +305,12 @@ impl Step<'_> {
     /// `/proc`, `/sys`, and what is hidden of them.
     fn kernel_mounts(&self, sources: KernelSources) -> Vec<LateMount> {
         let security = self.spec.security;
+        let has_substitute = !sources.mounts.is_empty();
         let mut mounts = sources.mounts;
-        mounts.push(LateMount::Call(rootfs::proc_mount()));
+        mounts.push(LateMount::Call(rootfs::proc_mount(has_substitute)));
+        if security == SecurityMode::Sandbox && self.host.counts_processes {
+            mounts.push(rootfs::most_processes());
+        }
         if !sources.is_final {
             mounts.push(LateMount::Call(rootfs::sys_mount(security)));
             if self.host.hierarchy.is_unified() {
@@ -333,6 +351,7 @@ impl Step<'_> {
             mounts,
             limits: self.limits.clone(),
             user_namespace: self.spec.handlers.as_ref().map(|handlers| handlers.user_namespace()),
+            root: None,
             filter: if confined { seccomp::default_filter() } else { None },
             listener: pretender.as_ref().and_then(Pretender::listener),
             directory,
@@ -352,7 +371,7 @@ impl Step<'_> {
                 self.accompany(&child, streams)
             }
             Err(SpawnError::Child { stage: Stage::Exec, errno }) => {
-                let (reason, text) = command.explain(errno);
+                let (reason, text) = command.explain(errno, Path::new("/"));
                 self.say(&text);
                 Ok((Ended::Exited(1), Some(reason)))
             }
@@ -381,13 +400,16 @@ impl Step<'_> {
             Stage::Mount(index) => {
                 let target = match plan.mounts.get(index) {
                     Some(LateMount::Call(call)) => call.target.to_string_lossy().into_owned(),
-                    Some(LateMount::Attach { target, .. }) => target.to_string_lossy().into_owned(),
+                    Some(LateMount::Attach { target, .. } | LateMount::Write { target, .. }) => {
+                        target.to_string_lossy().into_owned()
+                    }
                     None => String::new(),
                 };
                 return SandboxError::Mount { what: "a file system".to_owned(), target, errno };
             }
             Stage::Limit(_) => "set a resource limit",
             Stage::UserNamespace => "enter the user namespace of an emulator",
+            Stage::Root => "change the root",
             Stage::Filter => "install the system call filter",
             Stage::Directory => return SandboxError::Directory { path: self.spec.cwd.clone(), errno },
             Stage::Identity => "become the user",

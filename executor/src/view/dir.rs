@@ -8,13 +8,13 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, openat, readlinkat, statat};
+use rustix::fs::{Dir, Mode, OFlags, Stat, fgetxattr, openat, readlinkat};
 use rustix::io::Errno;
 
 use super::handles::Handles;
-use super::node::is_whiteout;
 use super::{Metadata, Node, NodeKind, Result, ViewError, Xattrs};
 use crate::owners;
+use crate::whiteout::{self, is_whiteout, may_be_whiteout};
 
 /// Names of the xattr by which overlayfs marks a directory that hides what lies below it.
 const OPAQUE_XATTRS: [&str; 2] = ["trusted.overlay.opaque", "user.overlay.opaque"];
@@ -217,7 +217,7 @@ impl DirView {
                 continue;
             }
             let is_hidden = match entry.file_type() {
-                FileType::CharacterDevice | FileType::Unknown => statat(&part.fd, name, AtFlags::SYMLINK_NOFOLLOW)
+                kind if may_be_whiteout(kind) => whiteout::status(&part.fd, name)
                     .map(|stat| is_whiteout(&stat))
                     .map_err(|e| self.error("stat", part, name, e))?,
                 _ => false,

@@ -92,8 +92,3 @@ impl Metadata {
         }
     }
 }
-
-/// Whether a `stat` is of overlayfs' whiteout: a character device 0/0.
-pub(super) fn is_whiteout(stat: &Stat) -> bool {
-    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
-}

@@ -43,7 +43,7 @@ type OfferedDirs = BTreeMap<String, OfferedDir>;
 /// Builds, writes the product, and prints the image ID when it is all that is wanted.
 pub(crate) fn build(request: &BuildRequest, global: &Global) -> Result<(), Failure> {
     let store = super::open_store(global)?;
-    let _leftovers = super::remove_leftovers(&store);
+    let _leftovers = super::remove_leftovers(&store, global.confinement.isolation);
     result_files::remove_old(request)?;
     let work = async |build: &Build<'_>, source: &mut Option<Source>| build.run(source).await;
     let (Built { finished, warnings, cost }, source) = session(request, &store, global, work)?;

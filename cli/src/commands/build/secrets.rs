@@ -9,12 +9,12 @@ use std::sync::Arc;
 use cache::Store;
 use executor::emulation::Emulation;
 use executor::run::{Agent, AgentStore, KeyError, MOST_KEY_FILE_BYTES, PrivateKey, RunOptions, Runner, Secret};
-use executor::sandbox::{Confinement, HostNetwork, Sandbox};
+use executor::sandbox::{Confinement, PastaNetwork, Sandbox};
 use executor::source::SecretLookup;
 
 use crate::env;
 use crate::failure::Failure;
-use crate::request::{SecretArg, SecretSource, SshArg};
+use crate::request::{BuildRequest, SecretArg, SecretSource, SshArg};
 
 /// Reads a secret when it is asked for. One that cannot be read is none: whoever requires it says so.
 pub(crate) fn lookup(secrets: &[SecretArg]) -> SecretLookup {
@@ -23,16 +23,17 @@ pub(crate) fn lookup(secrets: &[SecretArg]) -> SecretLookup {
     Arc::new(move |id| secrets.iter().find(|(known, _)| known == id).and_then(|(_, reader)| reader.read()))
 }
 
-/// What runs commands: the sandbox, with the secrets and agents of this build.
+/// What runs commands: the sandbox, with the secrets, agents and limits of this build.
 pub(crate) fn runner(
     store: &Store,
-    secrets: &[SecretArg],
+    request: &BuildRequest,
     agents: AgentStore,
     confinement: &Confinement,
 ) -> Result<Runner, Failure> {
+    let (resources, host_ca) = (request.resources.clone(), request.host_ca.clone());
     let emulation = Some(Emulation::new(store.clone(), env::emulator_dirs()));
-    let mut options = RunOptions { agents, emulation, ..RunOptions::default() };
-    for secret in secrets {
+    let mut options = RunOptions { agents, resources, host_ca, emulation, ..RunOptions::default() };
+    for secret in &request.secrets {
         options.secrets = match &secret.source {
             SecretSource::File(path) => options.secrets.with_file(&secret.id, path.clone()),
             // An unset variable is an empty secret (`spec/cli.md` §1.5).
@@ -42,7 +43,8 @@ pub(crate) fn runner(
             }
         };
     }
-    let sandbox = Sandbox::new(store.scratch_dir()?, Arc::new(HostNetwork), confinement)
+    let network = PastaNetwork::new(env::var("PATH").unwrap_or_default());
+    let sandbox = Sandbox::new(store.scratch_dir()?, Arc::new(network), confinement)
         .map_err(|error| Failure::environment(error.to_string()))?;
     Ok(Runner::new(sandbox, store.clone(), options))
 }

@@ -92,7 +92,7 @@ pub(crate) fn engine(
         images: Arc::new(ImageSource::new(store.clone(), client.clone(), policy, unpack_options(build.confinement))),
         http: HttpSource::new(http_client, store.clone(), lookup.clone()),
         git: GitSource::new(git, store.clone(), lookup),
-        runner: secrets::runner(&store, &build.request.secrets, agents, build.confinement)?,
+        runner: secrets::runner(&store, build.request, agents, build.confinement)?,
         store,
         contexts,
         wanted,
@@ -112,7 +112,7 @@ fn http_client() -> reqwest::Result<reqwest::Client> {
 pub(crate) fn unpack_options(confinement: &Confinement) -> UnpackOptions {
     let flavour = match confinement.isolation.tree_style() {
         TreeStyle::Trusted => OverlayFlavour::Trusted,
-        TreeStyle::User | TreeStyle::Noted => OverlayFlavour::User,
+        _ => OverlayFlavour::User,
     };
     UnpackOptions { flavour, ..UnpackOptions::default() }
 }

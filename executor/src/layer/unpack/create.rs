@@ -14,6 +14,7 @@ use super::{OverlayFlavour, UnpackOptions};
 use crate::layer::dir;
 use crate::layer::error::{Result, TreeError, as_path};
 use crate::owners;
+use crate::whiteout::make_whiteout;
 
 /// Mode of a directory until its own is set, at the end.
 const WORKING_DIR_MODE: u32 = 0o755;
@@ -186,7 +187,7 @@ impl Creator {
 
     /// Makes a deletion marker.
     pub(in crate::layer) fn make_whiteout(&self, parent: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<()> {
-        mknodat(parent, name, FileType::CharacterDevice, Mode::empty(), 0)
+        make_whiteout(parent, name)
     }
 
     /// Marks a directory as hiding what is below.

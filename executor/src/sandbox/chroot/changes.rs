@@ -18,6 +18,7 @@ use super::super::error::SandboxError;
 use crate::copy_out::copy_entry;
 use crate::layer::LowerView;
 use crate::view::{Below, read_xattrs};
+use crate::whiteout::make_whiteout;
 
 /// Bytes that are compared at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -138,6 +139,24 @@ pub(super) fn write(
     writer.finish()
 }
 
+/// Makes names of one file files of their own, as they are for the next step where layers are merged.
+pub(super) fn separate_links(after: &Snapshot, root: &Path) -> Result<(), SandboxError> {
+    let mut seen = BTreeSet::new();
+    for (path, stat) in &after.entries {
+        if stat.st_nlink < 2 || is_directory(stat) || seen.insert(stat.st_ino) {
+            continue;
+        }
+        let (whole, parent) = (root.join(path), root.join(path.parent().unwrap_or(Path::new(""))));
+        let fd = open_directory(CWD, parent.as_os_str()).map_err(SandboxError::call("open", &parent))?;
+        let before = rustix::fs::fstat(&fd).map_err(SandboxError::call("read", &parent))?;
+        let copy = root.with_extension("link");
+        copy_entry(&parent, path.file_name().unwrap_or_default(), &copy)?;
+        std::fs::rename(&copy, &whole).map_err(SandboxError::io("replace", &whole))?;
+        rustix::fs::futimens(&fd, &times(&before)).map_err(SandboxError::call("set the time of", &parent))?;
+    }
+    Ok(())
+}
+
 /// Whether a file or link is what the layers have there.
 fn is_same(below: &Below, root: &Path, path: &Path, stat: &Stat) -> Result<bool, SandboxError> {
     let failed = |source| SandboxError::Io { operation: "compare", path: root.join(path), source };
@@ -243,8 +262,7 @@ impl Writer<'_> {
     fn whiteout(&mut self, path: &Path) -> Result<(), SandboxError> {
         self.directory(path.parent().unwrap_or(Path::new("")))?;
         let made = self.upper.join(path);
-        rustix::fs::mknodat(CWD, &made, FileType::CharacterDevice, Mode::empty(), 0)
-            .map_err(SandboxError::call("mark as deleted", made))
+        make_whiteout(CWD, &made).map_err(SandboxError::call("mark as deleted", made))
     }
 
     /// Gives directories what they have in the root; children first.
@@ -268,12 +286,16 @@ fn describe(fd: BorrowedFd<'_>, stat: &Stat, xattrs: &[(OsString, Vec<u8>)]) -> 
     for (name, value) in xattrs {
         rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty())?;
     }
+    rustix::fs::futimens(fd, &times(stat))
+}
+
+/// The times of a status.
+pub(super) fn times(stat: &Stat) -> rustix::fs::Timestamps {
     let time = |secs, nanos| rustix::fs::Timespec { tv_sec: secs, tv_nsec: nanos };
-    let times = rustix::fs::Timestamps {
+    rustix::fs::Timestamps {
         last_access: time(stat.st_atime, stat.st_atime_nsec as _),
         last_modification: time(stat.st_mtime, stat.st_mtime_nsec as _),
-    };
-    rustix::fs::futimens(fd, &times)
+    }
 }
 
 fn open_directory(parent: impl std::os::fd::AsFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {

@@ -15,11 +15,10 @@ mod leftovers;
 mod places;
 mod roots;
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags};
-use rustix::thread::{CapabilitySet, UnshareFlags};
+use rustix::thread::CapabilitySet;
 use solver::{NetworkMode, Stream};
 use tokio::sync::mpsc::Sender;
 
@@ -35,6 +34,7 @@ use crate::sys::spawn::{Capabilities, Ended, Identity, Plan, SpawnError, Stage, 
 use changes::Snapshot;
 use places::Places;
 
+pub use leftovers::kill_lost;
 pub(super) use roots::Roots;
 
 /// Runs the command of `spec` to its end. Blocks; must have its thread to itself.
@@ -46,6 +46,7 @@ pub(super) fn perform(
 ) -> Result<Exit, SandboxError> {
     refuse_what_cannot_be(spec)?;
     let limits = limits::resolve(&spec.ulimits, limits::process_ceiling(host.may_raise_limits()))?;
+    let warnings: Vec<String> = limits.warning.into_iter().chain(host.roots.warning()).collect();
     let root = host.roots.take(&spec.lower, host.root(), &|| control.is_cancelled())?;
     let before = Snapshot::of(root.path())?;
     let step = host.step_directory()?;
@@ -65,9 +66,10 @@ pub(super) fn perform(
         Ended::Killed(signal) => (128 + signal, Some(signal)),
     };
     if code == 0 {
+        changes::separate_links(&after, root.path())?;
         host.roots.give_back(root, &spec.upper);
     }
-    Ok(Exit { code, signal, out_of_memory: false, not_started, warnings: limits.warning.into_iter().collect() })
+    Ok(Exit { code, signal, out_of_memory: false, not_started, warnings })
 }
 
 /// What a step was promised and cannot get here is an error, not a surprise.
@@ -80,36 +82,6 @@ fn refuse_what_cannot_be(spec: &SandboxSpec) -> Result<(), SandboxError> {
     }
 }
 
-/// The calling thread with its root in a directory; dropping goes back.
-struct Inside {
-    outside: OwnedFd,
-}
-
-impl Inside {
-    fn enter(root: &Path) -> Result<Self, SandboxError> {
-        let failed = SandboxError::setup("enter the new root");
-        let enter = || {
-            // Root, working directory and umask become this thread's own.
-            crate::sys::namespace::unshare(UnshareFlags::FS)?;
-            let outside =
-                rustix::fs::openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-            rustix::process::chroot(root)?;
-            rustix::process::chdir("/")?;
-            Ok(Self { outside })
-        };
-        enter().map_err(failed)
-    }
-}
-
-impl Drop for Inside {
-    fn drop(&mut self) {
-        let back = rustix::process::fchdir(self.outside.as_fd()).and_then(|()| rustix::process::chroot("."));
-        if let Err(errno) = back {
-            tracing::warn!(%errno, "cannot go back to the root of this machine");
-        }
-    }
-}
-
 fn run(
     host: &Host,
     spec: &SandboxSpec,
@@ -118,10 +90,8 @@ fn run(
     root: &Path,
     limits: Vec<(u32, crate::sys::spawn::Limit)>,
 ) -> Result<(Ended, Option<NotStarted>), SandboxError> {
-    let _inside = Inside::enter(root)?;
-    rustix::process::umask(Mode::empty());
-    let account = login::account(&spec.user)?;
-    login::make_directory(&spec.cwd, &account)?;
+    let account = login::account_at(&spec.user, |path| places::resolve(root, path).ok())?;
+    login::make_directory(&spec.cwd, &places::resolve(root, &spec.cwd)?, &account)?;
     let home = account.home.as_deref().filter(|home| !home.is_empty()).unwrap_or("/");
     let command = command::Command::new(&spec.args, &spec.env, home)?;
     let streams = Streams::open(spec.stdio, account.uid)?;
@@ -139,6 +109,7 @@ fn run(
         limits,
         user_namespace: spec.handlers.as_ref().map(|handlers| handlers.user_namespace()),
         filter: if may_filter { seccomp::default_filter() } else { None },
+        root: Some(command::c_string(&root.to_string_lossy(), "the root's path")?),
         listener: None,
         directory: command::c_string(&spec.cwd, "the working directory")?,
         identity: Identity {
@@ -151,7 +122,6 @@ fn run(
         forbidden: host.program,
         program: command.program(),
     };
-    rustix::process::umask(Mode::from_raw_mode(0o022));
     if control.is_cancelled() {
         return Err(SandboxError::Cancelled);
     }
@@ -161,7 +131,7 @@ fn run(
             supervise(&child, streams.into_ours(), control, reports).map(|ended| (ended, None))
         }
         Err(SpawnError::Child { stage: Stage::Exec, errno }) => {
-            let (reason, text) = command.explain(errno);
+            let (reason, text) = command.explain(errno, root);
             drop(reports.blocking_send(Report::Log(Stream::Stderr, text.into_bytes())));
             Ok((Ended::Exited(1), Some(reason)))
         }

@@ -11,14 +11,15 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat, Timespec, Timestamps, makedev};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat, makedev};
 use rustix::io::Errno;
 
 use super::super::error::SandboxError;
 use super::super::mounts::in_order;
-use super::super::network::{host_resolv_conf, hosts};
+use super::super::network::{hosts, resolv};
 use super::super::rootfs::{DEVICE_DIRECTORIES, DEVICE_LINKS, DEVICE_MODE, DEVICE_TYPE, DEVICES};
 use super::super::spec::{MemoryFile, MountSource, SandboxMount, SandboxSpec, Writes};
+use super::changes::times;
 use crate::copy_out::copy_out;
 use crate::view::RootView;
 
@@ -76,7 +77,7 @@ impl Places {
         self.put("/dev", |path| devices(path))?;
         let hosts = hosts(&spec.hostname, &spec.extra_hosts);
         self.put("/etc/hosts", |path| write_file(path, hosts.as_bytes(), 0o644))?;
-        self.put("/etc/resolv.conf", |path| write_file(path, host_resolv_conf().as_bytes(), 0o644))?;
+        self.put("/etc/resolv.conf", |path| write_file(path, resolv::host().as_bytes(), 0o644))?;
         in_order(&spec.mounts).into_iter().try_for_each(|mount| self.mount(mount))
     }
 
@@ -208,16 +209,8 @@ impl Drop for Places {
     }
 }
 
-fn times(stat: &Stat) -> Timestamps {
-    let time = |secs, nanos| Timespec { tv_sec: secs, tv_nsec: nanos };
-    Timestamps {
-        last_access: time(stat.st_atime, stat.st_atime_nsec as _),
-        last_modification: time(stat.st_mtime, stat.st_mtime_nsec as _),
-    }
-}
-
 /// Where `path` is in the directory `root`, whose links do not lead out; what is missing keeps its name.
-fn resolve(root: &Path, path: &str) -> Result<PathBuf, SandboxError> {
+pub(super) fn resolve(root: &Path, path: &str) -> Result<PathBuf, SandboxError> {
     let look = || RootView::open(&[root.to_owned()])?.resolve(Path::new(path));
     let found = look().map_err(|error| SandboxError::Copy(error.into()))?;
     Ok(root.join(found.path.strip_prefix("/").unwrap_or(&found.path)))

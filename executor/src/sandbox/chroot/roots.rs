@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use tempfile::TempDir;
@@ -32,9 +33,17 @@ impl Root {
 #[derive(Default)]
 pub(in crate::sandbox) struct Roots {
     kept: Mutex<Vec<Root>>,
+    has_warned: AtomicBool,
 }
 
 impl Roots {
+    /// What is not protected, for the first step of a process.
+    pub(super) fn warning(&self) -> Option<String> {
+        const WARNING: &str = "steps are kept in a directory and nothing else: they see the processes and the network of \
+                               this machine, and secrets lie in their roots (`rbuild doctor` says what is missing for more)";
+        (!self.has_warned.swap(true, Ordering::Relaxed)).then(|| WARNING.to_owned())
+    }
+
     /// A root with the layers `lower` (base first), made below `scratch` unless there is one.
     pub(super) fn take(
         &self,

@@ -8,6 +8,7 @@
 //! The calls are answered on what the process asked for, looked at through `/proc`; a hostile one can change its memory
 //! meanwhile, which gives it nothing: it could have noted any owner itself.
 
+mod adopt;
 mod credentials;
 mod process;
 
@@ -25,6 +26,7 @@ use super::seccomp::{self, Answered};
 use crate::owners;
 use crate::sys::notify::{self, PendingCall};
 use crate::sys::spawn::Listener;
+pub(super) use adopt::adopt;
 use credentials::{Credentials, Ids};
 use process::{Followed, Process, Processes};
 

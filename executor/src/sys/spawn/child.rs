@@ -38,6 +38,14 @@ fn prepare_and_exec(plan: &Plan<'_>) -> Result<Infallible, (Stage, c_int)> {
         };
         check(result, Stage::Limit(index))?;
     }
+    if let Some(root) = &plan.root {
+        // SAFETY: both paths are NUL-terminated. The mask of modes is the child's own, as its root is.
+        unsafe {
+            check(libc::chroot(root.as_ptr()).into(), Stage::Root)?;
+            check(libc::chdir(c"/".as_ptr()).into(), Stage::Root)?;
+            libc::umask(0o022);
+        }
+    }
     // SAFETY: the directory is NUL-terminated.
     check(unsafe { libc::chdir(plan.directory.as_ptr()) }.into(), Stage::Directory)?;
     if let Some(namespace) = plan.user_namespace {
@@ -134,6 +142,21 @@ fn perform_mount(mount: &LateMount) -> Result<(), c_int> {
             };
             if result < 0 { Err(raw_errno()) } else { Ok(()) }
         }
+        LateMount::Write { target, content } => {
+            write_file(target, content);
+            Ok(())
+        }
+    }
+}
+
+fn write_file(path: &CStr, content: &CStr) {
+    // SAFETY: the path is NUL-terminated, the length is that of the live content, the descriptor is ours.
+    unsafe {
+        let file = libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        if file >= 0 {
+            libc::write(file, content.as_ptr().cast(), content.count_bytes());
+            libc::close(file);
+        }
     }
 }
 
@@ -152,6 +175,7 @@ fn perform_call(call: &MountCall) -> Result<(), c_int> {
     match if result < 0 { raw_errno() } else { 0 } {
         0 => Ok(()),
         libc::ENOENT if call.optional => Ok(()),
+        libc::EPERM if call.has_substitute => Ok(()),
         errno => Err(errno),
     }
 }

@@ -13,7 +13,7 @@ mod child;
 mod clone;
 mod script;
 
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::ptr;
 
@@ -50,6 +50,8 @@ pub struct Plan<'a> {
     pub mounts: Vec<LateMount>,
     /// Resource limits: number and value.
     pub limits: Vec<(u32, Limit)>,
+    /// Its root, if that is not the calling thread's.
+    pub root: Option<CString>,
     /// A user namespace that it enters once everything is mounted.
     pub user_namespace: Option<BorrowedFd<'a>>,
     /// System call filter, installed before privileges are dropped.
@@ -88,7 +90,7 @@ pub enum Session {
     Shared,
 }
 
-/// A mount that the child makes.
+/// A mount that the child makes, or what it does with one.
 pub enum LateMount {
     /// `mount(2)`.
     Call(MountCall),
@@ -98,6 +100,13 @@ pub enum LateMount {
         mount: OwnedFd,
         /// Where.
         target: CString,
+    },
+    /// `write(2)` to a file that a mount before this one has brought. No matter if it fails.
+    Write {
+        /// Which file.
+        target: CString,
+        /// What is written.
+        content: &'static CStr,
     },
 }
 
@@ -116,6 +125,8 @@ pub struct MountCall {
     pub options: Option<CString>,
     /// Whether a missing target is nothing to worry about.
     pub optional: bool,
+    /// Whether it is nothing to worry about that the kernel forbids it: something else lies at the target.
+    pub has_substitute: bool,
 }
 
 /// Ids, groups and capabilities.
@@ -181,6 +192,8 @@ pub enum Stage {
     Mount(usize),
     /// The limit of that index in [`Plan::limits`].
     Limit(usize),
+    /// Changing the root.
+    Root,
     /// Entering the working directory.
     Directory,
     /// Entering the user namespace.
