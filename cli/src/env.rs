@@ -14,7 +14,8 @@
 //! | `SSH_AUTH_SOCK` | `--ssh default` |
 //! | `HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`, `ALL_PROXY`, in either case | proxies of the registry client and of git |
 //! | `SSL_CERT_FILE`, `SSL_CERT_DIR` | CAs instead of the system's; the first also for `--host-ca` |
-//! | `PATH` | where git, ssh, pasta and OCI runtimes are looked for |
+//! | `PATH` | where git, ssh, pasta, emulators and OCI runtimes are looked for |
+//! | `RBUILD_QEMU_DIR` | where emulators are looked for, instead of PATH |
 //! | `RBUILD_LOG` | what is traced on standard error, as `tracing` directives |
 //! | any | `--build-arg K`, `--secret id=…,env=K`, `rbuild run --env K` |
 
@@ -88,6 +89,21 @@ pub(crate) fn auth_files() -> Vec<PathBuf> {
 /// A variable that is written in lower or upper case.
 pub(crate) fn either_case(name: &str) -> Option<String> {
     non_empty(name).or_else(|| non_empty(&name.to_ascii_uppercase()))
+}
+
+/// Where emulators are looked for: in one directory that was named for it, else in those of `PATH` and of distributions.
+pub(crate) fn emulator_dirs() -> Vec<PathBuf> {
+    if let Some(dir) = non_empty("RBUILD_QEMU_DIR") {
+        return vec![dir.into()];
+    }
+    let path = var_os("PATH").unwrap_or_default();
+    let mut dirs: Vec<PathBuf> = Vec::new();
+    for dir in std::env::split_paths(&path).chain(["/usr/bin".into(), "/usr/local/bin".into()]) {
+        if !dirs.contains(&dir) {
+            dirs.push(dir);
+        }
+    }
+    dirs
 }
 
 /// The proxy variables that are set, as they are.

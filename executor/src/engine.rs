@@ -23,6 +23,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::{self, IgnoreRules, LocalContext};
+use crate::emulation::Emulation;
 use crate::fetched::FetchedFiles;
 use crate::files::{self, Form, Setting, Source};
 use crate::layer::{self, LayerSink, PackOptions};
@@ -108,6 +109,11 @@ impl Engine {
     pub fn pusher(&self) -> Pusher {
         let parts = &self.inner.parts;
         Pusher { store: parts.store.clone(), images: parts.images.clone(), cancel: parts.cancel.clone() }
+    }
+
+    /// Knows about commands for other machines.
+    pub fn emulation(&self) -> Option<&Emulation> {
+        self.inner.parts.runner.emulation()
     }
 
     /// Makes layers ready to leave.

@@ -5,6 +5,7 @@
 
 pub mod context;
 pub mod copy_out;
+pub mod emulation;
 pub mod engine;
 pub mod export;
 pub mod fetched;

@@ -109,6 +109,7 @@ fn spec(directory: &Path, draft: &Path, script: &str, network: NetworkMode) -> S
         extra_hosts: Vec::new(),
         network,
         security: SecurityMode::Sandbox,
+        handlers: None,
         shm_size_bytes: None,
         ulimits: Vec::new(),
         resources: Resources::default(),

@@ -76,6 +76,13 @@ pub enum Event {
         /// The reason.
         reason: String,
     },
+    /// The step's command is for another machine and runs in an emulator.
+    Emulated {
+        /// Which step.
+        step: StepId,
+        /// The machine's architecture: `arm64`.
+        architecture: String,
+    },
     /// Something the user should know, once.
     Warning {
         /// Of which step, if any.
@@ -165,6 +172,11 @@ impl Step {
     /// Says why it was not found in the cache.
     pub fn miss(&self, reason: impl Into<String>) {
         self.progress.send(Event::Miss { step: self.id, reason: reason.into() });
+    }
+
+    /// Says that its command is for another machine, and emulated.
+    pub fn emulated(&self, architecture: impl Into<String>) {
+        self.progress.send(Event::Emulated { step: self.id, architecture: architecture.into() });
     }
 
     /// Warns.

@@ -348,13 +348,14 @@ const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// An OCI layout that is made by hand.
-struct Layout<'a> {
+pub(crate) struct Layout<'a> {
     space: &'a Space,
     name: &'a str,
 }
 
 impl<'a> Layout<'a> {
-    fn new(space: &'a Space, name: &'a str) -> Self {
+    /// An empty one in a directory of the space.
+    pub(crate) fn new(space: &'a Space, name: &'a str) -> Self {
         space.write(&format!("{name}/oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#);
         Self { space, name }
     }
@@ -367,16 +368,21 @@ impl<'a> Layout<'a> {
     }
 
     /// Adds an image of one uncompressed layer, as `1`.
-    fn image(mut self, layer: &[u8]) {
+    fn image(self, layer: &[u8]) {
+        self.image_of(LAYER, layer, &sha256(layer));
+    }
+
+    /// Adds an image of one layer whose content has that digest, or is said to, as `1`.
+    pub(crate) fn image_of(mut self, media_type: &str, layer: &[u8], diff_id: &str) {
         let config = json!({
             "architecture": if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" },
             "os": "linux",
             "config": { "Env": ["PATH=/bin"] },
-            "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", sha256(layer))] },
+            "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{diff_id}")] },
             "history": [{ "created_by": "by hand" }],
         });
         let config = self.add(CONFIG, config.to_string().as_bytes());
-        let layer = self.add(LAYER, layer);
+        let layer = self.add(media_type, layer);
         let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer] });
         let manifest = self.add(MANIFEST, manifest.to_string().as_bytes());
         self.finish(&manifest);

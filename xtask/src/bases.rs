@@ -19,6 +19,9 @@ const IMAGES: [(&str, &str); 6] = [
     ("distroless:static", "distroless"),
 ];
 
+/// The base for another machine; only tests need it, and making it takes an emulator some minutes.
+const FOREIGN: (&str, &str) = ("debian:bookworm-arm64", "debian-arm64");
+
 /// The applets that busybox gets a link for are all that it has.
 const BUSYBOX: &str = "/bin/busybox";
 
@@ -27,14 +30,15 @@ pub(crate) fn store_dir() -> PathBuf {
     work_dir().join("store")
 }
 
-/// Names of the base images.
+/// Names of the base images for this machine.
 pub(crate) fn names() -> [&'static str; 6] {
     IMAGES.map(|(name, _)| name)
 }
 
 /// Makes every base image that the store lacks.
 pub(crate) fn ensure_all(rbuild: &Path, store: &Path) -> Result<()> {
-    ensure(rbuild, store, &names())
+    let all: Vec<&str> = names().into_iter().chain([FOREIGN.0]).collect();
+    ensure(rbuild, store, &all)
 }
 
 /// Makes the named base images that the store lacks, with what they stand on.
@@ -42,7 +46,7 @@ pub(crate) fn ensure(rbuild: &Path, store: &Path, names: &[&str]) -> Result<()> 
     packages::ensure(packages::BASES)?;
     std::fs::create_dir_all(store).with_context(|| format!("cannot create {}", store.display()))?;
     let present = output(Command::new(rbuild).arg("--store").arg(store).args(["images", "--format=json"]))?;
-    for (name, directory) in IMAGES.iter().filter(|(name, _)| names.contains(name)) {
+    for (name, directory) in IMAGES.iter().chain([&FOREIGN]).filter(|(name, _)| names.contains(name)) {
         let (repository, tag) = name.split_once(':').unwrap_or((name, "latest"));
         let is_present = present.lines().any(|line| {
             serde_json::from_str::<serde_json::Value>(line)
@@ -54,20 +58,24 @@ pub(crate) fn ensure(rbuild: &Path, store: &Path, names: &[&str]) -> Result<()> 
         say(&format!("making the base image {name}"));
         let context = match *name {
             "busybox" => busybox_context()?,
-            "debian:bookworm" => debian_context()?,
+            "debian:bookworm" => debian_context("debian", &[])?,
+            name if name == FOREIGN.0 => debian_context(directory, &["--arch=arm64", "--foreign"])?,
             _ => workspace().join("testdata/bases").join(directory),
         };
         let dockerfile = workspace().join("testdata/bases").join(directory).join("Dockerfile");
         let mut build = Command::new(rbuild);
         build.arg("--store").arg(store).args(["--progress=plain", "-t", name, "-f"]).arg(dockerfile).arg(context);
+        if *name == FOREIGN.0 {
+            build.arg("--platform=linux/arm64");
+        }
         run_command(&mut build)?;
     }
     Ok(())
 }
 
-/// The root of `debian:bookworm` as `rootfs.tar`.
-fn debian_context() -> Result<PathBuf> {
-    let context = work_dir().join("debian");
+/// The root of a `debian:bookworm` as `rootfs.tar`; `--foreign` leaves the second half of the work to the Dockerfile.
+fn debian_context(directory: &str, flags: &[&str]) -> Result<PathBuf> {
+    let context = work_dir().join(directory);
     let tar = context.join("rootfs.tar");
     if tar.is_file() {
         return Ok(context);
@@ -76,12 +84,19 @@ fn debian_context() -> Result<PathBuf> {
     drop(std::fs::remove_dir_all(&root));
     std::fs::create_dir_all(&context)?;
     let mut debootstrap = Command::new("debootstrap");
-    debootstrap.args(["--variant=minbase", "bookworm"]).arg(&root).stdout(std::io::stderr());
+    debootstrap.args(flags).args(["--variant=minbase", "bookworm"]).arg(&root).stdout(std::io::stderr());
     run_command(&mut debootstrap).context("debootstrap needs root")?;
-    for leftover in ["var/cache/apt/archives", "var/lib/apt/lists", "var/log"] {
+    // The second half needs what the first has fetched.
+    let leftovers = ["var/cache/apt/archives", "var/lib/apt/lists", "var/log"];
+    for leftover in leftovers.iter().filter(|_| !flags.contains(&"--foreign")) {
         let directory = root.join(leftover);
         drop(std::fs::remove_dir_all(&directory));
         std::fs::create_dir_all(&directory)?;
+    }
+    if std::fs::symlink_metadata(root.join("proc"))?.is_symlink() {
+        // The first half leaves a link that leads to itself.
+        std::fs::remove_file(root.join("proc"))?;
+        std::fs::create_dir(root.join("proc"))?;
     }
     let partial = context.join("rootfs.tar.partial");
     let args = ["--create", "--numeric-owner", "--one-file-system", "--exclude=./dev/*", "--sort=name"];

@@ -8,7 +8,12 @@ use crate::process::{is_installed, is_root, run_command, say};
 pub(crate) type Need = (&'static str, &'static str);
 
 /// What base images are made with.
-pub(crate) const BASES: &[Need] = &[("debootstrap", "debootstrap"), ("busybox", "busybox-static"), ("tar", "tar")];
+pub(crate) const BASES: &[Need] = &[
+    ("debootstrap", "debootstrap"),
+    ("busybox", "busybox-static"),
+    ("tar", "tar"),
+    ("qemu-aarch64-static", "qemu-user-static"),
+];
 
 /// Readers of our images, servers, and what steps get their network from.
 pub(crate) const REFEREES: &[Need] = &[
@@ -25,6 +30,7 @@ pub(crate) const REFEREES: &[Need] = &[
     ("runc", "runc"),
     ("newuidmap", "uidmap"),
     ("strace", "strace"),
+    ("zstd", "zstd"),
     ("newuidmap", "uidmap"),
     ("runc", "runc"),
     ("pasta", "passt"),

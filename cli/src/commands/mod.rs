@@ -81,9 +81,12 @@ fn open_store(global: &Global) -> Result<Store, Failure> {
 fn remove_leftovers(store: &Store, isolation: Isolation) -> Leftovers {
     let store = store.clone();
     let look = move || {
-        if let Err(error) = store.remove_leftovers(&|| false) {
-            tracing::debug!(%error, "cannot remove what a killed process left");
+        match store.remove_leftovers(&|| false) {
+            Ok(0) => {}
+            Ok(n_processes) => tracing::debug!(n_processes, "removed what a killed process left"),
+            Err(error) => tracing::debug!(%error, "cannot remove what a killed process left"),
         }
+        executor::sandbox::remove_abandoned_groups();
         // Elsewhere, a killed program takes its steps with it.
         if isolation == Isolation::Chroot {
             kill_lost(&store.root().join(Bucket::Temporary.name()));

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cache::Store;
+use executor::emulation::{Emulation, Support};
 use executor::sandbox::{
     Confinement, Exit, HostNetwork, MountSource, NotStarted, Resources, Sandbox, SandboxMount, SandboxSpec, Stdio,
     Writes,
@@ -37,10 +38,15 @@ pub(crate) fn run(store: &Store, args: RunArgs, confinement: &Confinement) -> Re
     let runtime = wire::runtime()?;
     let spec = spec(&args, &image.config.config)?;
     let program = spec.args.first().cloned().unwrap_or_default();
+    let emulation = Emulation::new(store.clone(), env::emulator_dirs());
     let exit = runtime.block_on(async {
         let lower = trees(store, image, confinement).await?;
         let draft = store.new_tree()?;
-        let spec = SandboxSpec { lower, upper: draft.tree(), work: draft.work(), ..spec };
+        let handlers = match emulation.support(&image.platform()) {
+            Support::Emulator(emulator) => Some(emulator.handlers.clone()),
+            Support::Native | Support::Registered | Support::None(_) => None,
+        };
+        let spec = SandboxSpec { lower, upper: draft.tree(), work: draft.work(), handlers, ..spec };
         if !args.interactive {
             close_input()?;
         }
@@ -52,7 +58,7 @@ pub(crate) fn run(store: &Store, args: RunArgs, confinement: &Confinement) -> Re
     }
     match exit.not_started {
         Some(reason) => {
-            let (failure, code) = not_started(reason, &program, image, &args.image);
+            let (failure, code) = not_started(reason, &program, image, &args.image, &emulation);
             report::failure(&failure);
             Err(Failure::Exit(code))
         }
@@ -61,7 +67,13 @@ pub(crate) fn run(store: &Store, args: RunArgs, confinement: &Confinement) -> Re
 }
 
 /// Says why a program was not started, with the exit code that docker has for it.
-fn not_started(reason: NotStarted, program: &str, image: &PlatformImage, name: &str) -> (Failure, u8) {
+fn not_started(
+    reason: NotStarted,
+    program: &str,
+    image: &PlatformImage,
+    name: &str,
+    emulation: &Emulation,
+) -> (Failure, u8) {
     let failure = |why: &str| Failure::input(format!("cannot start `{program}` of `{name}`: {why}"));
     match reason {
         NotStarted::Missing => {
@@ -69,13 +81,16 @@ fn not_started(reason: NotStarted, program: &str, image: &PlatformImage, name: &
             (failure.help("the image's PATH is searched; a path begins with `/` or `./`"), NOT_FOUND)
         }
         NotStarted::Denied => (failure("it may not be executed"), NOT_EXECUTABLE),
-        NotStarted::WrongFormat if image.platform().architecture != Platform::host().architecture => {
-            let failure = failure(&format!("this machine runs no programs for {}", image.platform()));
-            (failure.help("register qemu for that architecture in binfmt_misc with the flag F"), NOT_EXECUTABLE)
-        }
-        NotStarted::WrongFormat => {
-            (failure("it is neither a program for this machine nor a script with `#!`"), NOT_EXECUTABLE)
-        }
+        NotStarted::WrongFormat => match emulation.support(&image.platform()) {
+            Support::None(lacking) => {
+                let failure = failure(&format!("nothing runs programs for {} here: {lacking}", image.platform()));
+                let advice = lacking.advice(&image.platform().architecture);
+                (advice.into_iter().fold(failure, Failure::help), NOT_EXECUTABLE)
+            }
+            Support::Native | Support::Registered | Support::Emulator(_) => {
+                (failure("it is neither a program for this machine nor a script with `#!`"), NOT_EXECUTABLE)
+            }
+        },
         NotStarted::Other(errno) => {
             let why = std::io::Error::from_raw_os_error(errno).to_string();
             (failure(&why), NOT_EXECUTABLE)
@@ -140,6 +155,7 @@ fn spec(args: &RunArgs, config: &ContainerConfig) -> Result<SandboxSpec, Failure
         resources: Resources::default(),
         mounts: args.volumes.iter().map(|volume| mount(volume)).collect::<Result<_, _>>()?,
         stdio,
+        handlers: None,
     })
 }
 

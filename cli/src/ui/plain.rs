@@ -76,6 +76,7 @@ impl<W: Write> Plain<W> {
                 }
                 self.put(step, format!("MISS: {reason}"));
             }
+            Event::Emulated { step, architecture } => self.put(step, format!("EMULATED linux/{architecture}")),
             Event::Warning { step: Some(step), message } => self.put(step, format!("WARN: {message}")),
             Event::Warning { step: None, message } => self.line(&format!("WARN: {message}")),
             Event::Finished { step, outcome, at } => self.finish(step, outcome, at),

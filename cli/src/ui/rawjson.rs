@@ -22,6 +22,18 @@ struct Vertex {
     digest: String,
     name: String,
     started: String,
+    /// The platform for which its command is emulated.
+    emulated: Option<String>,
+}
+
+impl Vertex {
+    fn json(&self) -> Value {
+        let mut value = json!({"digest": self.digest, "name": self.name, "started": self.started});
+        if let Some(platform) = &self.emulated {
+            value["emulated"] = json!(platform);
+        }
+        value
+    }
 }
 
 impl<W: Write> RawJson<W> {
@@ -35,9 +47,8 @@ impl<W: Write> RawJson<W> {
         let line = match event {
             Event::Started { step, name, at } => {
                 let digest = Digest::of(format!("{}:{name}", step.0).as_bytes()).to_string();
-                let vertex = Vertex { digest, name, started: self.time(at) };
-                let line = json!({"vertexes": [{
-                    "digest": vertex.digest, "name": vertex.name, "started": vertex.started}]});
+                let vertex = Vertex { digest, name, started: self.time(at), emulated: None };
+                let line = json!({"vertexes": [vertex.json()]});
                 self.steps.insert(step, vertex);
                 line
             }
@@ -56,6 +67,13 @@ impl<W: Write> RawJson<W> {
                 json!({"statuses": [status]})
             }
             Event::Miss { step, reason } => warning(self.digest(step), &format!("MISS: {reason}")),
+            Event::Emulated { step, architecture } => {
+                let platform = format!("linux/{architecture}");
+                if let Some(vertex) = self.steps.get_mut(&step) {
+                    vertex.emulated = Some(platform);
+                }
+                self.steps.get(&step).map_or(json!({}), |vertex| json!({"vertexes": [vertex.json()]}))
+            }
             Event::Warning { step, message } => {
                 warning(step.map(|step| self.digest(step)).unwrap_or_default(), &message)
             }
@@ -68,8 +86,8 @@ impl<W: Write> RawJson<W> {
 
     fn finished(&self, step: StepId, outcome: &Outcome, at: Instant) -> Value {
         let Some(vertex) = self.steps.get(&step) else { return json!({}) };
-        let mut value = json!({"digest": vertex.digest, "name": vertex.name, "started": vertex.started,
-            "completed": self.time(at)});
+        let mut value = vertex.json();
+        value["completed"] = json!(self.time(at));
         match outcome {
             Outcome::Done => {}
             Outcome::Cached => value["cached"] = json!(true),

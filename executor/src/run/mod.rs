@@ -4,6 +4,7 @@
 //! nor how a sandbox works. Read [`Runner`] first. Spec: `spec/dockerfile.md` §2.2, §8, `spec/engine.md` §3.6, §5.2.
 
 mod cache_mount;
+mod foreign;
 mod host_ca;
 mod mounts;
 mod outcome;
@@ -24,6 +25,7 @@ pub use ssh::{Agent, AgentStore, DEFAULT_AGENT, KeyError, MOST_KEY_FILE_BYTES, P
 pub(crate) use ssh::AgentSocket;
 
 use crate::context::LocalContext;
+use crate::emulation::Emulation;
 use crate::sandbox::{DEFAULT_PATH, Exit, Resources, Sandbox, SandboxSpec, Stdio};
 use cache_mount::Resets;
 use host_ca::Trust;
@@ -44,6 +46,8 @@ pub struct RunOptions {
     pub secrets: SecretStore,
     /// Agents by id.
     pub agents: AgentStore,
+    /// Runs commands for other machines; `None` leaves them to the kernel.
+    pub emulation: Option<Emulation>,
     /// Certificate authorities that commands trust in addition to the image's.
     pub host_ca: Option<HostCa>,
 }
@@ -130,7 +134,8 @@ impl Runner {
         request: RunRequest<'_>,
         then: impl FnOnce() -> Result<T, OpError> + Send + 'static,
     ) -> Result<T, OpError> {
-        let (spec, extras) = self.prepare(&request, Stdio::Piped).await?;
+        let (mut spec, extras) = self.prepare(&request, Stdio::Piped).await?;
+        let foreign = self.foreign(request.op, &mut spec, request.step).await?;
         let step = request.step.clone();
         let mut log = move |stream: Stream, bytes: &[u8]| step.log(stream, bytes.to_vec());
         let (sender, result) = std::sync::mpsc::sync_channel(1);
@@ -145,10 +150,12 @@ impl Runner {
             drop(sender.send(next));
         };
         let exit = self.sandbox.run(spec, &mut log, Box::new(then), request.cancel).await;
+        let lacking = foreign.finish(&self.options, exit.as_ref().ok());
         let outcome = outcome::judge(
             request.op,
             exit.map(|exit| self.warned.say(request.step, exit)),
             self.options.resources.memory_bytes,
+            lacking.as_ref(),
         );
         match (outcome, result.try_recv()) {
             (Ok(()), Ok(Next::Done(done))) => done,
@@ -164,9 +171,15 @@ impl Runner {
     /// # Errors
     /// As [`Runner::run`], but a command's failure is its exit code.
     pub async fn run_interactive(&self, request: RunRequest<'_>, stdio: Stdio) -> Result<Exit, OpError> {
-        let (spec, _extras) = self.prepare(&request, stdio).await?;
+        let (mut spec, _extras) = self.prepare(&request, stdio).await?;
+        self.foreign(request.op, &mut spec, request.step).await?;
         let exit = self.sandbox.run_interactive(spec, request.cancel).await;
         exit.map(|exit| self.warned.say(request.step, exit)).map_err(|error| outcome::op_error(request.op, error))
+    }
+
+    /// What knows about commands for other machines.
+    pub fn emulation(&self) -> Option<&Emulation> {
+        self.options.emulation.as_ref()
     }
 
     /// The sandbox for a request, and what has to be kept while it runs.
@@ -215,6 +228,7 @@ impl Runner {
             resources: Resources { cgroup_parent, ..self.options.resources.clone() },
             mounts: all_mounts,
             stdio,
+            handlers: None,
         };
         Ok((spec, Extras { _mounts: mounts, trust }))
     }

@@ -1,13 +1,21 @@
 //! How a command ended, in BuildKit's words. Spec: `spec/dockerfile.md` §8.10.
 
+use oci::Platform;
 use solver::plan::quote;
 use solver::{OpError, RunOp};
 
+use super::foreign::NoEmulator;
 use crate::sandbox::{Exit, NotStarted, SandboxError};
 use crate::view::passwd::AccountsError;
 
-/// Success, or why not. `memory_bytes` is the limit of the build.
-pub(super) fn judge(op: &RunOp, exit: Result<Exit, SandboxError>, memory_bytes: Option<u64>) -> Result<(), OpError> {
+/// Success, or why not. `memory_bytes` is the limit of the build; `foreign` is known when the command is for another
+/// machine.
+pub(super) fn judge(
+    op: &RunOp,
+    exit: Result<Exit, SandboxError>,
+    memory_bytes: Option<u64>,
+    foreign: Option<&NoEmulator>,
+) -> Result<(), OpError> {
     let exit = exit.map_err(|error| op_error(op, error))?;
     if exit.success() {
         return Ok(());
@@ -18,10 +26,11 @@ pub(super) fn judge(op: &RunOp, exit: Result<Exit, SandboxError>, memory_bytes: 
     };
     let mut error = OpError::input(failed(op, &reason));
     error.exit_code = Some(exit.code);
-    error.help.extend(match exit.not_started {
-        Some(reason) => advice(op, reason),
-        None if exit.out_of_memory => Some(out_of_memory(memory_bytes)),
-        None => meaning(exit.code).map(str::to_owned),
+    error.help.extend(match (exit.not_started, foreign) {
+        (Some(NotStarted::WrongFormat), Some(foreign)) => no_emulator(foreign),
+        (Some(reason), _) => advice(op, reason).into_iter().collect(),
+        (None, _) if exit.out_of_memory => vec![out_of_memory(memory_bytes)],
+        (None, _) => meaning(exit.code).map(str::to_owned).into_iter().collect(),
     });
     Err(error)
 }
@@ -101,45 +110,31 @@ fn advice(op: &RunOp, reason: NotStarted) -> Option<String> {
         NotStarted::Denied => {
             Some(format!("give `{program}` an executable mode, for instance with `COPY --chmod=755`"))
         }
-        NotStarted::WrongFormat if op.platform.architecture != host_architecture() => {
-            let emulator = emulator(&op.platform.architecture);
-            Some(format!(
-                "this machine cannot run programs for {}: install `qemu-{emulator}` and register it in binfmt_misc with the flag F",
-                op.platform
-            ))
-        }
-        NotStarted::WrongFormat => {
-            Some(format!("`{program}` is neither a program for this machine nor a script with `#!`"))
-        }
+        NotStarted::WrongFormat => Some(format!(
+            "`{program}` is neither a program for {} nor a script with `#!`; is the image for another platform?",
+            op.platform
+        )),
         NotStarted::Other(_) => None,
     }
 }
 
-/// This machine as images name it.
-fn host_architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "x86" => "386",
-        "powerpc64" => "ppc64le",
-        other => other,
-    }
-}
-
-/// QEMU's name of an image's architecture.
-fn emulator(architecture: &str) -> &str {
-    match architecture {
-        "arm64" => "aarch64",
-        "amd64" => "x86_64",
-        "386" => "i386",
-        other => other,
-    }
+/// What can be done about a command that is for another machine.
+fn no_emulator(foreign: &NoEmulator) -> Vec<String> {
+    let (architecture, host) = (foreign.architecture, Platform::host().architecture);
+    let Some(lacking) = &foreign.lacking else {
+        return vec![format!("the program is for linux/{architecture}, and the emulator does not take it")];
+    };
+    let mut help =
+        vec![format!("this is a linux/{host} machine, and the program is for linux/{architecture}: {lacking}")];
+    help.extend(lacking.advice(architecture));
+    help
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::tests::op;
     use super::*;
+    use crate::emulation::Lacking;
 
     fn exit(code: i32) -> Exit {
         Exit { code, signal: None, out_of_memory: false, not_started: None, warnings: Vec::new() }
@@ -148,33 +143,36 @@ mod tests {
     #[test]
     fn endings_have_the_usual_words() {
         let op = op(&["/bin/sh", "-c", "exit 3"]);
-        assert_eq!(judge(&op, Ok(exit(0)), None), Ok(()));
-        let error = judge(&op, Ok(exit(3)), None).unwrap_err();
+        assert_eq!(judge(&op, Ok(exit(0)), None, None), Ok(()));
+        let error = judge(&op, Ok(exit(3)), None, None).unwrap_err();
         assert_eq!(error.message, "process \"/bin/sh -c exit 3\" did not complete successfully: exit code: 3");
         assert_eq!(error.exit_code, Some(3));
-        let error = judge(&op, Ok(Exit { out_of_memory: true, ..exit(137) }), Some(16 << 20)).unwrap_err();
+        let error = judge(&op, Ok(Exit { out_of_memory: true, ..exit(137) }), Some(16 << 20), None).unwrap_err();
         assert_eq!(
             error.message,
             "process \"/bin/sh -c exit 3\" did not complete successfully: cannot allocate memory"
         );
         assert_eq!(error.exit_code, Some(137));
         assert!(error.help[0].contains("16 MiB") && error.help[0].contains("--memory"), "{:?}", error.help);
-        let error = judge(&op, Err(SandboxError::Cancelled), None).unwrap_err();
+        let error = judge(&op, Err(SandboxError::Cancelled), None, None).unwrap_err();
         assert_eq!((error.tier, error.message.as_str()), (solver::Tier::Cancelled, "context canceled"));
     }
 
     #[test]
     fn a_command_of_several_lines_stays_on_one() {
-        let error = judge(&op(&["/bin/sh", "-c", "true\nexit \"5\"\n"]), Ok(exit(5)), None).unwrap_err();
+        let error = judge(&op(&["/bin/sh", "-c", "true\nexit \"5\"\n"]), Ok(exit(5)), None, None).unwrap_err();
         let expected = r#"process "/bin/sh -c true\nexit \"5\"\n" did not complete successfully: exit code: 5"#;
         assert_eq!(error.message, expected);
     }
 
     #[test]
     fn a_program_for_another_machine_names_its_emulator() {
-        let mut op = op(&["/bin/x"]);
-        op.platform.architecture = "s390x".to_owned();
-        let error = judge(&op, Ok(Exit { not_started: Some(NotStarted::WrongFormat), ..exit(1) }), None).unwrap_err();
-        assert!(error.help[0].contains("qemu-s390x"), "{:?}", error.help);
+        let op = op(&["/bin/x"]);
+        let lacking = Lacking::Program { qemu: "s390x", searched: vec!["/usr/bin".into()] };
+        let foreign = NoEmulator { architecture: "s390x", lacking: Some(lacking) };
+        let not_started = Exit { not_started: Some(NotStarted::WrongFormat), ..exit(1) };
+        let error = judge(&op, Ok(not_started), None, Some(&foreign)).unwrap_err();
+        assert!(error.help[0].ends_with(" for linux/s390x: no `qemu-s390x-static` or `qemu-s390x` in /usr/bin"));
+        assert!(error.help[1].contains("qemu-user-static"), "{:?}", error.help);
     }
 }

@@ -4,7 +4,6 @@
 //! no control group to be had, mounts without devices take its place: then no node that the root holds works, and those
 //! in `/dev` are bound from the host one by one.
 
-use std::fs;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -110,7 +109,6 @@ const PREFIX: &str = "rbuild-devices-";
 
 impl GuardedGroup {
     fn new(own: &Path) -> Result<Self, Errno> {
-        remove_abandoned(own);
         let filter = load_device_filter(ALLOWED)?;
         let path = own.join(format!("{PREFIX}{}-{}", std::process::id(), super::host::serial()));
         rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755))?;
@@ -134,18 +132,5 @@ impl Drop for GuardedGroup {
     fn drop(&mut self) {
         // Empty by now: every command was waited for.
         let _ = rustix::fs::rmdir(&self.path);
-    }
-}
-
-/// Removes groups of processes that were killed.
-fn remove_abandoned(own: &Path) {
-    let Ok(entries) = fs::read_dir(own) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|rest| rest.split('-').next());
-        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            // Fails while something still lives in it, which is right.
-            let _ = rustix::fs::rmdir(entry.path());
-        }
     }
 }

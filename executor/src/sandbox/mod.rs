@@ -12,6 +12,7 @@
 //!
 //! Kernel: Linux ≥ 5.12 for all of it; ≥ 6.5 for chains of layers without a limit in bytes.
 
+mod abandoned;
 mod cgroup;
 mod chroot;
 mod command;
@@ -52,6 +53,7 @@ use tokio::signal::unix::SignalKind;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+pub use abandoned::remove_abandoned_groups;
 pub use chroot::kill_lost;
 pub use command::DEFAULT_PATH;
 pub use error::SandboxError;

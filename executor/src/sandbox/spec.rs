@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use solver::{NetworkMode, SecurityMode, Ulimit};
 
+use crate::sys::handlers::HandlerNamespace;
+
 /// One command and everything it sees. Spec: `spec/dockerfile.md` §8, `spec/engine.md` §5.1.
 ///
 /// Has no `Debug` form on purpose: the environment may hold secrets.
@@ -33,6 +35,8 @@ pub struct SandboxSpec {
     pub network: NetworkMode,
     /// Confinement.
     pub security: SecurityMode,
+    /// A user namespace that the command enters last of all, for its program handlers ([`crate::emulation`]).
+    pub handlers: Option<Arc<HandlerNamespace>>,
     /// Size of `/dev/shm`; `None` is 64 MiB.
     pub shm_size_bytes: Option<u64>,
     /// Resource limits.

@@ -363,6 +363,7 @@ impl Step<'_> {
             session: streams.session,
             mounts,
             limits: self.limits.clone(),
+            user_namespace: self.spec.handlers.as_ref().map(|handlers| handlers.user_namespace()),
             root: None,
             filter: if confined { seccomp::default_filter() } else { None },
             listener: pretender.as_ref().and_then(Pretender::listener),
@@ -420,6 +421,7 @@ impl Step<'_> {
                 return SandboxError::Mount { what: "a file system".to_owned(), target, errno };
             }
             Stage::Limit(_) => "set a resource limit",
+            Stage::UserNamespace => "enter the user namespace of an emulator",
             Stage::Root => "change the root",
             Stage::Filter => "install the system call filter",
             Stage::Directory => return SandboxError::Directory { path: self.spec.cwd.clone(), errno },

@@ -72,6 +72,7 @@ impl Fixture {
             extra_hosts: Vec::new(),
             network: NetworkMode::Host,
             security: SecurityMode::Sandbox,
+            handlers: None,
             shm_size_bytes: None,
             ulimits: Vec::new(),
             resources: Resources::default(),

@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "the one place for kernel calls that have no safe wrapper")]
 
 pub mod bpf;
+pub mod handlers;
 pub mod mount;
 pub mod namespace;
 pub mod net;

@@ -33,12 +33,22 @@ pub struct ReadLimits {
     pub max_entries: u64,
     /// Sum of the stored content of all entries (holes of sparse files do not count).
     pub max_content_bytes: u64,
+    /// Sum of the paths that whoever unpacks has to remember until the end: of directories, and of links whose target is
+    /// not in the archive.
+    pub max_remembered_bytes: u64,
 }
 
 impl Default for ReadLimits {
-    /// `PATH_MAX`, 1 MiB, 16 Mi entries, and content without bound.
+    /// `PATH_MAX`, 1 MiB, 16 Mi entries, 256 GiB of content, more than registries take in one layer, and 128 MiB of paths,
+    /// more than a million directories.
     fn default() -> Self {
-        Self { max_path_bytes: 4095, max_metadata_bytes: 1 << 20, max_entries: 16 << 20, max_content_bytes: u64::MAX }
+        Self {
+            max_path_bytes: 4095,
+            max_metadata_bytes: 1 << 20,
+            max_entries: 16 << 20,
+            max_content_bytes: 256 << 30,
+            max_remembered_bytes: 128 << 20,
+        }
     }
 }
 

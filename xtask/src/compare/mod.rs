@@ -64,7 +64,7 @@ pub(crate) fn compare(args: &[String]) -> Result<()> {
     }
     packages::ensure(packages::ENGINE)?;
     let rbuild = test_binary()?;
-    bases::ensure_all(&rbuild, &bases::store_dir())?;
+    bases::ensure(&rbuild, &bases::store_dir(), &bases::names())?;
     let scratch = fresh_scratch()?;
     let engine = Engine::start(&scratch.join("engine")).map_err(anyhow::Error::msg)?;
     let done = run(&selection, engine, &rbuild, &scratch);

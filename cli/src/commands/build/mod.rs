@@ -2,6 +2,7 @@
 
 mod context;
 mod dest;
+mod foreign;
 mod product;
 mod remote;
 mod result_files;
@@ -11,6 +12,7 @@ pub(crate) mod wire;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use executor::emulation::{Emulation, EmulationCost};
 use executor::engine::{Engine, OfferedDir};
 use executor::packer::Wanted;
 use executor::sandbox::Confinement;
@@ -44,11 +46,12 @@ pub(crate) fn build(request: &BuildRequest, global: &Global) -> Result<(), Failu
     let _leftovers = super::remove_leftovers(&store, global.confinement.isolation);
     result_files::remove_old(request)?;
     let work = async |build: &Build<'_>, source: &mut Option<Source>| build.run(source).await;
-    let ((finished, warnings), source) = session(request, &store, global, work)?;
+    let (Built { finished, warnings, cost }, source) = session(request, &store, global, work)?;
     if let Some(source) = &source
         && !request.quiet
     {
         report::warnings(&warnings, source, global.debug, env::colours());
+        foreign::report(&cost);
     }
     result_files::write(request, &finished)?;
     if request.quiet
@@ -96,6 +99,13 @@ pub(super) struct Build<'a> {
     cancel: CancellationToken,
 }
 
+/// What a build that succeeded leaves.
+struct Built {
+    finished: Finished,
+    warnings: Vec<CheckWarning>,
+    cost: EmulationCost,
+}
+
 /// A build that can be planned.
 pub(super) struct Prepared {
     pub(super) plan_request: PlanRequest,
@@ -105,7 +115,7 @@ pub(super) struct Prepared {
 }
 
 impl Build<'_> {
-    async fn run(&self, source: &mut Option<Source>) -> Result<(Finished, Vec<CheckWarning>), Failure> {
+    async fn run(&self, source: &mut Option<Source>) -> Result<Built, Failure> {
         let products = product::products(self.request);
         let Prepared { plan_request, engine, context: _context } =
             self.prepare(product::wanted(&products), source).await?;
@@ -118,10 +128,15 @@ impl Build<'_> {
         allowed.map_err(|error| of_build(error.into()))?;
         let warnings = plan.warnings.iter().map(check_warning).collect();
         products.iter().try_for_each(|product| product.check(&plan)).map_err(|error| of_build(error.into()))?;
+        if let Some(emulation) = engine.emulation() {
+            // What is asked for the first time is tried out, which waits for processes.
+            tokio::task::block_in_place(|| foreign::warn(&plan, emulation, &self.progress));
+        }
         let chains = self.solve(&plan, &engine).await?;
         let solved = Solved { plan: &plan, engine: &engine, store: self.store, chains };
         let finished = self.export(&products, &solved).await?;
-        Ok((finished, warnings))
+        let cost = engine.emulation().map(Emulation::cost).unwrap_or_default();
+        Ok(Built { finished, warnings, cost })
     }
 
     /// Says what is to be said before a build, loads its definition, and makes what answers and performs its plan. The

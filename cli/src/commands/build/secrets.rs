@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cache::Store;
+use executor::emulation::Emulation;
 use executor::run::{Agent, AgentStore, KeyError, MOST_KEY_FILE_BYTES, PrivateKey, RunOptions, Runner, Secret};
 use executor::sandbox::{Confinement, PastaNetwork, Sandbox};
 use executor::source::SecretLookup;
@@ -30,7 +31,8 @@ pub(crate) fn runner(
     confinement: &Confinement,
 ) -> Result<Runner, Failure> {
     let (resources, host_ca) = (request.resources.clone(), request.host_ca.clone());
-    let mut options = RunOptions { agents, resources, host_ca, ..RunOptions::default() };
+    let emulation = Some(Emulation::new(store.clone(), env::emulator_dirs()));
+    let mut options = RunOptions { agents, resources, host_ca, emulation, ..RunOptions::default() };
     for secret in &request.secrets {
         options.secrets = match &secret.source {
             SecretSource::File(path) => options.secrets.with_file(&secret.id, path.clone()),

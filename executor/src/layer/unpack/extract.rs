@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use oci::layer::{CleanPath, Content, Entry, EntryKind, LayerReader, Member};
+use oci::layer::{CleanPath, Content, Entry, EntryKind, LayerError, LayerReader, Member};
 use rustix::fs::{AtFlags, FileType, Stat, linkat, readlinkat, unlinkat};
 use rustix::io::Errno;
 
@@ -35,6 +35,8 @@ pub(super) struct Extractor {
     came_through_link: bool,
     path: CleanPath,
     n_entries: u64,
+    /// Length of all paths that were ever put into the maps and sets below.
+    remembered_bytes: u64,
     /// What becomes of every directory at the end, by its place in the tree.
     dirs: BTreeMap<Vec<u8>, Attributes>,
     implied: BTreeSet<Vec<u8>>,
@@ -64,6 +66,7 @@ impl Extractor {
             came_through_link: false,
             path: CleanPath::default(),
             n_entries: 0,
+            remembered_bytes: 0,
             dirs: BTreeMap::from([(Vec::new(), Attributes::IMPLIED)]),
             implied: BTreeSet::from([Vec::new()]),
             opaque: BTreeSet::new(),
@@ -123,7 +126,10 @@ impl Extractor {
 
     fn apply_at<R: Read>(&mut self, path: &CleanPath, entry: &Entry<'_>, content: &mut Content<'_, R>) -> Result<()> {
         let Some((parent, name)) = path.split_last() else { return self.describe_root(entry) };
-        if path.components().any(|name| name.starts_with(META_PREFIX) && name != OPAQUE_MARKER) {
+        // A marker holds nothing: below one there is only what means nothing.
+        let mut names = path.components();
+        let is_marker = names.next_back().is_some_and(|name| name.starts_with(META_PREFIX) && name != OPAQUE_MARKER);
+        if is_marker || names.any(|name| name.starts_with(META_PREFIX)) {
             return Ok(());
         }
         self.go_to_parent(parent)?;
@@ -175,8 +181,19 @@ impl Extractor {
         }
         self.creator.set_dir_xattrs(self.place.fd(), name, entry)?;
         self.implied.remove(&path);
+        self.remember(path.len())?;
         self.dirs.insert(path, Attributes::of(entry));
         Ok(())
+    }
+
+    /// Counts a path that is kept until the end: a small archive can name very many.
+    fn remember(&mut self, path_bytes: usize) -> Result<()> {
+        self.remembered_bytes += path_bytes as u64;
+        let limit = self.limits.max_remembered_bytes;
+        match self.remembered_bytes > limit {
+            true => Err(LayerError::LimitExceeded { what: "bytes of paths to remember", limit }.into()),
+            false => Ok(()),
+        }
     }
 
     /// Puts an empty directory in the place of something else. What that hid stays hidden.
@@ -202,7 +219,9 @@ impl Extractor {
             if dir::stat(self.place.fd(), name).is_ok() {
                 self.make_way(name, entry)?;
             }
-            self.deferred.insert(self.place.join(name), (number, target_path.as_bytes().to_vec()));
+            let path = self.place.join(name);
+            self.remember(path.len() + target_path.as_bytes().len())?;
+            self.deferred.insert(path, (number, target_path.as_bytes().to_vec()));
             return Ok(());
         };
         if is_dir(&stat) {
@@ -347,6 +366,7 @@ impl Extractor {
         let path = self.place.join(name);
         self.creator.make_dir(self.place.fd(), name).map_err(TreeError::io_at("create", &path))?;
         self.place.enter(name).map_err(TreeError::io_at("open", &path))?;
+        self.remember(2 * path.len())?;
         self.dirs.insert(path.clone(), Attributes::IMPLIED);
         self.implied.insert(path);
         Ok(())
@@ -357,6 +377,7 @@ impl Extractor {
         self.replace_by_dir(name)?;
         let path = self.place.join(name);
         self.place.enter(name).map_err(TreeError::io_at("open", &path))?;
+        self.remember(path.len())?;
         self.dirs.insert(path, Attributes::IMPLIED);
         Ok(())
     }

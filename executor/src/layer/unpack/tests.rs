@@ -11,6 +11,8 @@ use crate::layer::TreeError;
 use crate::layer::testing::for_anybody;
 use crate::layer::testing::{TIME, Tar, listing, plain, privileged_dir};
 
+mod hostile;
+
 /// A tree beside something that no layer may touch.
 struct Jail {
     dir: TempDir,

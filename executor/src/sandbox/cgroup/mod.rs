@@ -103,7 +103,7 @@ impl Hierarchy {
 }
 
 /// A group as a directory. Inside a container the path may lead above what is mounted: then the mount is the group.
-fn below(mount: &Path, group: &Path) -> PathBuf {
+pub(super) fn below(mount: &Path, group: &Path) -> PathBuf {
     let path = mount.join(group.strip_prefix("/").unwrap_or(group));
     if path.is_dir() { path } else { mount.to_owned() }
 }

@@ -107,6 +107,7 @@ fn run(
         session: streams.session,
         mounts: Vec::new(),
         limits,
+        user_namespace: spec.handlers.as_ref().map(|handlers| handlers.user_namespace()),
         filter: if may_filter { seccomp::default_filter() } else { None },
         root: Some(command::c_string(&root.to_string_lossy(), "the root's path")?),
         listener: None,

@@ -265,6 +265,7 @@ impl Helper {
             mounts: Vec::new(),
             limits: Vec::new(),
             root: None,
+            user_namespace: None,
             filter: None,
             listener: None,
             directory: c"/".to_owned(),

@@ -145,6 +145,8 @@ impl Step<'_> {
             root: None,
             filter: None,
             listener: None,
+            // A runtime needs what it may do outside of it: emulators are the machine's own there.
+            user_namespace: None,
             directory: c"/".to_owned(),
             identity: Identity {
                 uid: 0,

@@ -52,6 +52,10 @@ fn prepare_and_exec(plan: &Plan<'_>) -> Result<Infallible, (Stage, c_int)> {
     }
     // SAFETY: the directory is NUL-terminated.
     check(unsafe { libc::chdir(plan.directory.as_ptr()) }.into(), Stage::Directory)?;
+    if let Some(namespace) = plan.user_namespace {
+        // SAFETY: only numbers. Possible while memory is shared, because our thread group and file system state are not.
+        check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWUSER) }.into(), Stage::UserNamespace)?;
+    }
     if let Some(filter) = plan.filter {
         install_filter(filter)?;
     }

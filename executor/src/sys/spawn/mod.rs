@@ -52,6 +52,8 @@ pub struct Plan<'a> {
     pub limits: Vec<(u32, Limit)>,
     /// Its root, if that is not the calling thread's.
     pub root: Option<CString>,
+    /// A user namespace that it enters once everything is mounted.
+    pub user_namespace: Option<BorrowedFd<'a>>,
     /// System call filter, installed before privileges are dropped.
     pub filter: Option<&'a [FilterInstruction]>,
     /// Calls that are answered by somebody else; its ids then stay as they are, whatever [`Plan::identity`] says.
@@ -191,12 +193,14 @@ pub enum Stage {
     Mount(usize),
     /// The limit of that index in [`Plan::limits`].
     Limit(usize),
-    /// Installing the system call filter.
-    Filter,
     /// Changing the root.
     Root,
     /// Entering the working directory.
     Directory,
+    /// Entering the user namespace.
+    UserNamespace,
+    /// Installing the system call filter.
+    Filter,
     /// Becoming the user.
     Identity,
     /// Arranging to be killed when we are.
@@ -317,12 +321,12 @@ struct Start<'a> {
 }
 
 /// All signals of this thread blocked; the old mask comes back on drop.
-struct BlockedSignals {
+pub(super) struct BlockedSignals {
     old: libc::sigset_t,
 }
 
 impl BlockedSignals {
-    fn block_all() -> Self {
+    pub(super) fn block_all() -> Self {
         // SAFETY: `sigset_t` is plain data, for which all zeroes is a value; both calls get live, exclusive pointers.
         unsafe {
             let mut all: libc::sigset_t = std::mem::zeroed();
@@ -345,7 +349,7 @@ pub(super) fn last_errno() -> Errno {
     Errno::from_raw_os_error(raw_errno())
 }
 
-fn raw_errno() -> c_int {
+pub(super) fn raw_errno() -> c_int {
     // SAFETY: the C library gives every thread its own `errno`; the child uses that of the thread that sleeps for it.
     unsafe { *libc::__errno_location() }
 }

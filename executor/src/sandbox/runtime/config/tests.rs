@@ -8,6 +8,7 @@ use crate::sandbox::step::DEFAULT_CAPABILITIES;
 
 fn command(security: SecurityMode) -> SandboxSpec {
     SandboxSpec {
+        handlers: None,
         lower: Vec::new(),
         upper: "/upper".into(),
         work: "/work".into(),
