@@ -71,12 +71,17 @@ fn rules(names: impl Iterator<Item = &'static str>) -> Vec<OciRule> {
             Rule::Allow => allowed.push(name),
             Rule::Refuse(libc::EPERM) => refused.push(name),
             Rule::Refuse(errno) => conditional.push(refuse(vec![name], errno)),
-            rule => conditional.extend(conditions(rule).into_iter().map(|condition| OciRule {
-                names: vec![name],
-                action: ALLOW,
-                errno_ret: None,
-                args: vec![condition],
-            })),
+            rule => {
+                let rule_for = |action, errno_ret, condition| OciRule {
+                    names: vec![name],
+                    action,
+                    errno_ret,
+                    args: vec![condition],
+                };
+                conditional.extend(conditions(rule).into_iter().map(|one| rule_for(ALLOW, None, one)));
+                conditional
+                    .extend(counter_conditions(rule).into_iter().map(|one| rule_for(REFUSE, Some(libc::EPERM), one)));
+            }
         }
     }
     let mut rules = vec![OciRule { names: allowed, action: ALLOW, errno_ret: None, args: Vec::new() }];
@@ -91,21 +96,33 @@ fn refuse(names: Vec<&'static str>, errno: libc::c_int) -> OciRule {
 
 /// The conditions of which one must hold. All look at the low 32 bits only, as the kernel does.
 fn conditions(rule: Rule) -> Vec<OciCondition> {
-    let masked = |index: u32, mask: u32, value: u32| OciCondition {
-        index,
-        value: mask.into(),
-        value_two: value.into(),
-        op: "SCMP_CMP_MASKED_EQ",
-    };
     match rule {
         Rule::Allow | Rule::Refuse(_) => Vec::new(),
         Rule::IfOneOf(index, values) => values.iter().map(|value| masked(index, u32::MAX, *value)).collect(),
         // There is no masked inequality: one of the bits has to be another.
-        Rule::Unless(index, value) => {
-            (0..u32::BITS).map(|bit| 1 << bit).map(|mask| masked(index, mask, !value & mask)).collect()
-        }
-        Rule::IfClear(index, bits) => vec![masked(index, bits, 0)],
+        Rule::Unless(index, value) => bits(u32::MAX).map(|mask| masked(index, mask, !value & mask)).collect(),
+        Rule::IfClear(index, mask) => vec![masked(index, mask, 0)],
     }
+}
+
+/// The conditions of which one holds when none of [`conditions`] does, as far as they can be said. Without them the call
+/// would look unknown, which programs take for an older kernel.
+fn counter_conditions(rule: Rule) -> Vec<OciCondition> {
+    match rule {
+        // Everything but a few values would take all their bits together.
+        Rule::Allow | Rule::Refuse(_) | Rule::IfOneOf(..) => Vec::new(),
+        Rule::Unless(index, value) => vec![masked(index, u32::MAX, value)],
+        Rule::IfClear(index, mask) => bits(mask).map(|bit| masked(index, bit, bit)).collect(),
+    }
+}
+
+fn masked(index: u32, mask: u32, value: u32) -> OciCondition {
+    OciCondition { index, value: mask.into(), value_two: value.into(), op: "SCMP_CMP_MASKED_EQ" }
+}
+
+/// The bits of a mask, one by one.
+fn bits(mask: u32) -> impl Iterator<Item = u32> {
+    (0..u32::BITS).map(|shift| 1 << shift).filter(move |bit| mask & bit != 0)
 }
 
 #[cfg(test)]
@@ -113,7 +130,11 @@ mod tests {
     use super::*;
 
     fn holds(rule: Rule, argument: u64) -> bool {
-        conditions(rule).iter().any(|condition| argument & condition.value == condition.value_two)
+        let any = |list: Vec<OciCondition>| list.iter().any(|one| argument & one.value == one.value_two);
+        let holds = any(conditions(rule));
+        assert!(!(holds && any(counter_conditions(rule))), "{rule:?}, {argument:#x}");
+        assert!(matches!(rule, Rule::IfOneOf(..)) || holds || any(counter_conditions(rule)), "{rule:?}, {argument:#x}");
+        holds
     }
 
     #[test]
@@ -140,8 +161,10 @@ mod tests {
         assert_eq!(text[0], ("read".to_owned(), ALLOW, None, 0));
         assert_eq!(text[1], ("mount".to_owned(), REFUSE, Some(libc::EPERM), 0));
         assert_eq!(text[2], ("clone".to_owned(), ALLOW, None, 1));
-        assert_eq!(text[3], ("clone3".to_owned(), REFUSE, Some(libc::ENOSYS), 0));
-        assert_eq!(text[4..].len(), 32);
+        assert_eq!(text[3], ("clone".to_owned(), REFUSE, Some(libc::EPERM), 1));
+        let own = |name: &str| text.iter().filter(|(names, ..)| names == name).count();
+        assert_eq!((own("clone"), own("clone3"), own("socket")), (1 + 7, 1, 32 + 1));
+        assert!(text.contains(&("clone3".to_owned(), REFUSE, Some(libc::ENOSYS), 0)));
         let named: usize = super::rules(CALLS.iter().map(|call| call.name)).iter().take(2).map(|r| r.names.len()).sum();
         assert!(named > CALLS.len() - 6);
     }

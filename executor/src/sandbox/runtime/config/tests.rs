@@ -48,6 +48,10 @@ fn config(spec: &SandboxSpec, capabilities: u64, sys: Sys) -> serde_json::Value 
     serde_json::to_value(Config::new(facts)).unwrap()
 }
 
+fn target(mount: &serde_json::Value) -> &str {
+    mount["destination"].as_str().unwrap()
+}
+
 #[test]
 fn a_confined_command_is_written_as_the_specification_has_it() {
     let mut config = config(&command(SecurityMode::Sandbox), DEFAULT_CAPABILITIES, Sys::New);
@@ -66,15 +70,16 @@ fn an_unconfined_command_has_everything_and_sees_everything() {
     assert!(config["linux"].get("seccomp").is_none());
     assert_eq!(config["linux"]["maskedPaths"].as_array().unwrap().len(), 0);
     assert_eq!(config["linux"]["readonlyPaths"].as_array().unwrap().len(), 0);
-    let mounts = config["mounts"].as_array().unwrap();
-    assert!(mounts.iter().all(|mount| !mount["options"].as_array().unwrap().iter().any(|option| option == "ro")));
+    let kernel = ["/proc", "/sys", "/sys/fs/cgroup"];
+    for mount in config["mounts"].as_array().unwrap().iter().filter(|mount| kernel.contains(&target(mount))) {
+        assert!(mount["options"].as_array().unwrap().iter().all(|option| option != "ro"), "{mount}");
+    }
 }
 
 #[test]
 fn a_tree_for_sys_leaves_the_runtime_nothing_to_mount_there() {
     let config = config(&command(SecurityMode::Sandbox), DEFAULT_CAPABILITIES, Sys::Late);
-    let targets: Vec<_> =
-        config["mounts"].as_array().unwrap().iter().map(|mount| mount["destination"].as_str().unwrap()).collect();
+    let targets: Vec<_> = config["mounts"].as_array().unwrap().iter().map(target).collect();
     assert_eq!(targets, ["/proc", "/dev/mqueue", "/sys/fs/bpf"]);
 }
 
