@@ -259,6 +259,9 @@ fn a_debian_for_arm64_installs_compiles_and_runs() {
         return note("skipped emulation: arm64 is native here");
     }
     let space = Space::shared();
+    if space.rbuild(["inspect", "debian:bookworm-arm64"]).code != 0 {
+        return note("skipped emulation: needs debian:bookworm-arm64 of `cargo xtask bases`");
+    }
     space.write("hello.c", "#include <stdio.h>\nint main(void) { puts(\"compiled for \" ARCH); return 0; }\n");
     let dockerfile = "FROM debian:bookworm-arm64 AS build\n\
         RUN apt-get update -qq && apt-get install -qq -y --no-install-recommends gcc libc6-dev > /log\n\
