@@ -85,11 +85,11 @@ impl Snapshot {
 }
 
 fn change_time(stat: &Stat) -> (i64, u64) {
-    (stat.st_ctime, stat.st_ctime_nsec as u64)
+    (stat.st_ctime, stat.st_ctime_nsec as _)
 }
 
 fn modification_time(stat: &Stat) -> (i64, u64) {
-    (stat.st_mtime, stat.st_mtime_nsec as u64)
+    (stat.st_mtime, stat.st_mtime_nsec as _)
 }
 
 fn is_directory(stat: &Stat) -> bool {
@@ -124,7 +124,7 @@ pub(super) fn write(
             continue;
         }
         let is_untouched = old.is_some_and(|old| old.st_ino == stat.st_ino && change_time(old) == change_time(stat));
-        if !is_untouched && !(stat.st_nlink == 1 && is_same(&below, root, path, stat)?) {
+        if !(is_untouched || stat.st_nlink == 1 && is_same(&below, root, path, stat)?) {
             writer.leaf(path, stat)?;
         }
     }

@@ -74,7 +74,7 @@ impl Places {
                 make_directory(&path)?;
             }
         }
-        self.put("/dev", |path| devices(path))?;
+        self.put("/dev", devices)?;
         let hosts = hosts(&spec.hostname, &spec.extra_hosts);
         self.put("/etc/hosts", |path| write_file(path, hosts.as_bytes(), 0o644))?;
         self.put("/etc/resolv.conf", |path| write_file(path, resolv::host().as_bytes(), 0o644))?;

@@ -113,10 +113,9 @@ impl Pretender {
                 // The command then waits for nobody, and ends.
                 return tracing::warn!(%errno, "cannot answer for a step");
             }
-            match notify::receive_descriptor(ours.as_fd()) {
-                Ok(Some(listener)) => Server { listener, answered, processes }.serve(stopped.as_fd()),
-                // The command was not started.
-                Ok(None) | Err(_) => {}
+            // Without one the command was not started.
+            if let Ok(Some(listener)) = notify::receive_descriptor(ours.as_fd()) {
+                Server { listener, answered, processes }.serve(stopped.as_fd());
             }
         };
         let thread = std::thread::Builder::new().name("pretender".to_owned()).spawn(serve);
