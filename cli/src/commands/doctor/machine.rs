@@ -133,7 +133,9 @@ pub(super) fn emulators() -> Vec<Check> {
     let usable: Vec<&str> =
         registered.iter().filter(|one| one.enabled && one.fixed).map(|one| one.name.as_str()).collect();
     let need = "install qemu-user-static (with binfmt-support), for builds of other platforms only";
-    let kernel = if usable.is_empty() {
+    let kernel = if usable.is_empty() && probe::own_handlers_are_possible() {
+        Check::ok("binfmt_misc", "no handlers of the machine; a build makes its own of the emulators".to_owned())
+    } else if usable.is_empty() {
         let off = registered.iter().map(|one| format!(" ({} is off, or lacks the flag F)", one.name));
         Check::warn("binfmt_misc", format!("no emulators{}", off.collect::<String>()), need)
     } else {

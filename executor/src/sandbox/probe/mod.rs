@@ -9,7 +9,7 @@ mod overlay;
 mod tiers;
 
 pub use cgroups::{CgroupFacts, CgroupLayout, cgroup_facts};
-pub use emulators::{Emulator, emulators};
+pub use emulators::{Emulator, emulators, own_handlers_are_possible};
 pub use kernel::{Feature, KernelFacts, kernel_facts};
 pub use overlay::{OverlayFacts, try_overlay};
 pub use tiers::{TierFact, tiers};
