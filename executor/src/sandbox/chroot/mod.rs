@@ -25,7 +25,7 @@ use tokio::sync::mpsc::Sender;
 use super::control::{Control, Report};
 use super::error::SandboxError;
 use super::host::Host;
-use super::spec::{Exit, NotStarted, SandboxSpec, Stdio};
+use super::spec::{Exit, NotStarted, Resources, SandboxSpec, Stdio};
 use super::step::DEFAULT_CAPABILITIES;
 use super::streams::Streams;
 use super::supervise::supervise;
@@ -46,7 +46,10 @@ pub(super) fn perform(
 ) -> Result<Exit, SandboxError> {
     refuse_what_cannot_be(spec)?;
     let limits = limits::resolve(&spec.ulimits, limits::process_ceiling(host.may_raise_limits()))?;
-    let warnings: Vec<String> = limits.warning.into_iter().chain(host.roots.warning()).collect();
+    let mut warnings: Vec<String> = limits.warning.into_iter().chain(host.roots.warning()).collect();
+    if spec.resources != Resources::default() {
+        warnings.push("limits of memory and processors have no effect with --isolation=chroot".to_owned());
+    }
     let root = host.roots.take(&spec.lower, host.root(), &|| control.is_cancelled())?;
     let before = Snapshot::of(root.path())?;
     let step = host.step_directory()?;

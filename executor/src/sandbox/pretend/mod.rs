@@ -194,33 +194,22 @@ impl Server {
         let (id, second, third) = (a as u32, b as u32, c as u32);
         let credentials = self.processes.credentials(&process);
         match kind {
-            Call::Chown => change_owner(
-                &process,
-                credentials,
-                process.open_path(None, b_path(&process, a)?, Followed::Yes)?,
-                second,
-                third,
-            ),
-            Call::Lchown => change_owner(
-                &process,
-                credentials,
-                process.open_path(None, b_path(&process, a)?, Followed::No)?,
-                second,
-                third,
-            ),
-            Call::Fchown => {
-                change_owner(&process, credentials, process.open_descriptor(id.cast_signed())?, second, third)
+            Call::Chown | Call::Lchown => {
+                let followed = if *kind == Call::Chown { Followed::Yes } else { Followed::No };
+                let file = process.open_path(None, process.read_path(a)?, followed)?;
+                change_owner(credentials, &file, second, third)
             }
+            Call::Fchown => change_owner(credentials, &process.open_descriptor(id.cast_signed())?, second, third),
             Call::Fchownat => {
                 let (flags, directory) = (e as i32, (id.cast_signed() != libc::AT_FDCWD).then_some(id.cast_signed()));
-                let path = b_path(&process, b)?;
+                let path = process.read_path(b)?;
                 let followed = if flags & libc::AT_SYMLINK_NOFOLLOW == 0 { Followed::Yes } else { Followed::No };
                 let file = match (path.is_empty(), flags & libc::AT_EMPTY_PATH != 0) {
                     (true, true) => process.open_base(directory)?,
                     (true, false) => return Err(Errno::NOENT),
                     (false, _) => process.open_path(directory, path, followed)?,
                 };
-                change_owner(&process, credentials, file, c as u32, d as u32)
+                change_owner(credentials, &file, c as u32, d as u32)
             }
             Call::SetUid => credentials.set_user(Ids::all_or_effective(id, credentials.is_root())).map(|()| 0),
             Call::SetGid => credentials.set_group(Ids::all_or_effective(id, credentials.is_root())).map(|()| 0),
@@ -254,10 +243,6 @@ impl Server {
     }
 }
 
-fn b_path(process: &Process, address: u64) -> Result<Vec<u8>, Errno> {
-    process.read_path(address)
-}
-
 fn write_three(process: &Process, addresses: [u64; 3], ids: Ids) -> Result<i64, Errno> {
     for (address, id) in addresses.into_iter().zip([ids.real, ids.effective, ids.saved]) {
         process.write_ids(address, &[id])?;
@@ -266,21 +251,15 @@ fn write_three(process: &Process, addresses: [u64; 3], ids: Ids) -> Result<i64, 
 }
 
 /// What the kernel does for root: notes the owner, and takes set-user-ID bits away.
-fn change_owner(
-    _process: &Process,
-    credentials: &Credentials,
-    file: OwnedFd,
-    uid: u32,
-    gid: u32,
-) -> Result<i64, Errno> {
+fn change_owner(credentials: &Credentials, file: &OwnedFd, uid: u32, gid: u32) -> Result<i64, Errno> {
     const KEEP: u32 = u32::MAX;
     let (uid, gid) = ((uid != KEEP).then_some(uid), (gid != KEEP).then_some(gid));
-    let stat = owners::fstat(&file)?;
+    let stat = owners::fstat(file)?;
     let changes = uid.is_some_and(|uid| uid != stat.st_uid) || gid.is_some_and(|gid| gid != stat.st_gid);
     if changes && !credentials.is_root() {
         return Err(Errno::PERM);
     }
-    owners::note_parts(&file, uid, gid)?;
-    process::drop_special_bits(&file, &stat)?;
+    owners::note_parts(file, uid, gid)?;
+    process::drop_special_bits(file, &stat)?;
     Ok(0)
 }

@@ -224,7 +224,7 @@ fn install_listener(listener: &Listener<'_>) -> Step {
         (*header).cmsg_type = libc::SCM_RIGHTS;
         (*header).cmsg_len = libc::CMSG_LEN(size_of::<c_int>() as u32) as _;
         ptr::write_unaligned(libc::CMSG_DATA(header).cast::<c_int>(), fd as c_int);
-        libc::sendmsg(listener.socket.as_raw_fd(), &raw const message, 0)
+        libc::sendmsg(listener.socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL)
     };
     check(sent as libc::c_long, Stage::Filter)
 }
