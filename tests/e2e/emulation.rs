@@ -263,14 +263,17 @@ fn a_debian_for_arm64_installs_compiles_and_runs() {
         return note("skipped emulation: needs debian:bookworm-arm64 of `cargo xtask bases`");
     }
     space.write("hello.c", "#include <stdio.h>\nint main(void) { puts(\"compiled for \" ARCH); return 0; }\n");
-    let dockerfile = "FROM debian:bookworm-arm64 AS build\n\
+    // What takes minutes may be in the store from an earlier run of the tests.
+    let dockerfile = "FROM debian:bookworm-arm64 AS tools\n\
         RUN apt-get update -qq && apt-get install -qq -y --no-install-recommends gcc libc6-dev > /log\n\
-        COPY hello.c /\n\
+        FROM tools AS build\nCOPY hello.c /\n\
         RUN gcc -O1 -static -DARCH=\"\\\"$(uname -m)\\\"\" -o /hello /hello.c && /hello && [ \"$(dpkg --print-architecture)\" = arm64 ]\n\
         FROM scratch\nCOPY --from=build /hello /hello\nCMD [\"/hello\"]\n";
-    let ran = build(&space, dockerfile, &["--platform=linux/arm64", "-t", "e2e-emulated:test"]);
+    let ran =
+        build(&space, dockerfile, &["--platform=linux/arm64", "-t", "e2e-emulated:test", "--no-cache-filter=build"]);
     assert!(ran.stderr.contains("compiled for aarch64"), "{}", ran.stderr);
-    assert!(ran.stderr.contains("EMULATED: 2 steps for linux/arm64 in "), "{}", ran.stderr);
+    let cost = ran.stderr.lines().find(|line| line.starts_with("EMULATED: ")).unwrap_or_default();
+    assert!(cost.contains(" for linux/arm64 in "), "{}", ran.stderr);
     assert_eq!(space.run_in("e2e-emulated:test", &[]), "compiled for aarch64\n");
     space.rbuild(["rmi", "e2e-emulated:test"]).success();
 }
