@@ -27,4 +27,5 @@ pub use lower::{LowerMeta, LowerView, NothingBelow};
 pub use pack::{LayerSink, PackOptions, Packed, media_type_of};
 pub use tree_tar::write_tree;
 pub use unchanged::drop_unchanged;
+pub(crate) use unchanged::is_same;
 pub use unpack::{DeferredLink, OverlayFlavour, UnpackOptions, Unpacked, unpack};

@@ -67,7 +67,11 @@ fn remove(leaf: &LeafStep) -> Result<()> {
     untouched.restore()
 }
 
-fn is_same(here: &dyn LowerView, below: &dyn LowerView, path: &Path) -> io::Result<bool> {
+/// Whether two views show the same file or link at `path`: kind, owner, mode, time, xattrs and content.
+///
+/// # Errors
+/// One of them cannot be read.
+pub(crate) fn is_same(here: &dyn LowerView, below: &dyn LowerView, path: &Path) -> io::Result<bool> {
     let (Some(meta), Some(meta_below)) = (here.metadata(path)?, below.metadata(path)?) else { return Ok(false) };
     if meta != meta_below {
         return Ok(false);

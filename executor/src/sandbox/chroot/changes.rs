@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
-use std::io::Read as _;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,12 +15,9 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, XattrFlags};
 
 use super::super::error::SandboxError;
 use crate::copy_out::copy_entry;
-use crate::layer::LowerView;
+use crate::layer::is_same;
 use crate::view::{Below, read_xattrs};
 use crate::whiteout::make_whiteout;
-
-/// Bytes that are compared at a time.
-const CHUNK_BYTES: usize = 64 * 1024;
 
 /// Steps of the kernel's coarse clock are 1 to 10 ms; one that stands still is not waited for.
 const TICK: Duration = Duration::from_millis(1);
@@ -110,7 +106,8 @@ pub(super) fn write(
     lower: &[PathBuf],
     upper: &Path,
 ) -> Result<(), SandboxError> {
-    let below = Below::new(lower.to_vec());
+    let (here, below) = (Below::new(vec![root.to_owned()]), Below::new(lower.to_vec()));
+    let is_same = |path: &Path| is_same(&here, &below, path).map_err(SandboxError::io("compare", root.join(path)));
     let mut writer = Writer { after, root, upper, directories: BTreeSet::new(), links: HashMap::new() };
     writer.directories.insert(PathBuf::new());
     for (path, stat) in &after.entries {
@@ -124,7 +121,7 @@ pub(super) fn write(
             continue;
         }
         let is_untouched = old.is_some_and(|old| old.st_ino == stat.st_ino && change_time(old) == change_time(stat));
-        if !(is_untouched || stat.st_nlink == 1 && is_same(&below, root, path, stat)?) {
+        if !(is_untouched || stat.st_nlink == 1 && is_same(path)?) {
             writer.leaf(path, stat)?;
         }
     }
@@ -155,59 +152,6 @@ pub(super) fn separate_links(after: &Snapshot, root: &Path) -> Result<(), Sandbo
         rustix::fs::futimens(&fd, &times(&before)).map_err(SandboxError::call("set the time of", &parent))?;
     }
     Ok(())
-}
-
-/// Whether a file or link is what the layers have there.
-fn is_same(below: &Below, root: &Path, path: &Path, stat: &Stat) -> Result<bool, SandboxError> {
-    let failed = |source| SandboxError::Io { operation: "compare", path: root.join(path), source };
-    let Some(meta) = below.metadata(path).map_err(failed)? else { return Ok(false) };
-    let times = (meta.mtime_secs, u64::from(meta.mtime_nanos)) == modification_time(stat);
-    let owners = (meta.mode, meta.uid, meta.gid) == (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid);
-    if !times || !owners || meta.kind != FileType::from_raw_mode(stat.st_mode) {
-        return Ok(false);
-    }
-    let parent = root.join(path).parent().map(Path::to_owned).unwrap_or_default();
-    let parent = open_directory(CWD, parent.as_os_str()).map_err(|errno| failed(errno.into()))?;
-    let name = path.file_name().unwrap_or_default();
-    match meta.kind {
-        FileType::Symlink => {
-            let target = rustix::fs::readlinkat(&parent, name, Vec::new()).map_err(|errno| failed(errno.into()))?;
-            let old = below.read_link(path).map_err(failed)?;
-            Ok(old.is_some_and(|old| old.as_encoded_bytes() == target.as_bytes()))
-        }
-        FileType::RegularFile => {
-            let mut old_xattrs = below.xattrs(path).map_err(failed)?;
-            old_xattrs.sort();
-            if read_xattrs(&parent, name).map_err(|errno| failed(errno.into()))? != old_xattrs {
-                return Ok(false);
-            }
-            let Some(old) = below.open_file(path).map_err(failed)? else { return Ok(false) };
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let new = rustix::fs::openat(&parent, name, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
-            has_same_content(old, new.into()).map_err(failed)
-        }
-        _ => Ok(false),
-    }
-}
-
-fn has_same_content(mut old: std::fs::File, mut new: std::fs::File) -> std::io::Result<bool> {
-    if old.metadata()?.len() != new.metadata()?.len() {
-        return Ok(false);
-    }
-    let (mut one, mut other) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
-    loop {
-        let n_bytes = old.read(&mut one)?;
-        if n_bytes == 0 {
-            return Ok(true);
-        }
-        match new.read_exact(&mut other[..n_bytes]) {
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(false),
-            read => read?,
-        }
-        if one[..n_bytes] != other[..n_bytes] {
-            return Ok(false);
-        }
-    }
 }
 
 struct Writer<'a> {
