@@ -20,6 +20,7 @@ use super::namespaces::RemainsCount;
 use super::network::NetworkProvider;
 use super::points::{PointKind, make_stubs};
 use super::rootfs::Sensitive;
+use crate::sys::release::kernel_is_at_least;
 
 /// Facts about the machine, and a scratch directory with what all commands share.
 pub(super) struct Host {
@@ -158,36 +159,11 @@ impl Host {
 
 /// `kernel.pid_max` belongs to the pid namespace since Linux 6.14. Before, it is the machine's: it must not be touched.
 fn namespaces_count_processes() -> bool {
-    is_at_least(&rustix::system::uname().release().to_string_lossy(), (6, 14))
-}
-
-/// Whether a kernel's release is that version or a later one.
-fn is_at_least(release: &str, wanted: (u32, u32)) -> bool {
-    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
-    numbers.next().zip(numbers.next()).is_some_and(|version| version >= wanted)
+    kernel_is_at_least((6, 14))
 }
 
 /// A number that no other caller in this process gets.
 pub(super) fn serial() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn releases_are_compared_by_number() {
-        for (release, expected) in [
-            ("6.14.0", true),
-            ("6.9.1-arch1", false),
-            ("7.0-rc1", true),
-            ("6.100", true),
-            ("5.15", false),
-            ("x", false),
-        ] {
-            assert_eq!(is_at_least(release, (6, 14)), expected, "{release}");
-        }
-    }
 }

@@ -198,7 +198,8 @@ pub(super) fn subordinate_ids() -> Result<(), EnterError> {
     Mapping::find().map(drop)
 }
 
-/// A program by path, or by name in the directories of `search_path`.
+/// A program by path, or by name in the absolute directories of `search_path`: what lies where we happen to work, a context
+/// perhaps, is not run.
 pub fn find_program(name: &str, search_path: &str) -> Option<PathBuf> {
     let is_program = |path: &PathBuf| rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file();
     if name.contains('/') {
@@ -206,8 +207,9 @@ pub fn find_program(name: &str, search_path: &str) -> Option<PathBuf> {
     }
     search_path
         .split(':')
-        .filter(|directory| !directory.is_empty())
-        .map(|dir| PathBuf::from(dir).join(name))
+        .map(Path::new)
+        .filter(|directory| directory.is_absolute())
+        .map(|directory| directory.join(name))
         .find(is_program)
 }
 

@@ -12,4 +12,5 @@ pub mod mount;
 pub mod namespace;
 pub mod net;
 pub mod notify;
+pub mod release;
 pub mod spawn;

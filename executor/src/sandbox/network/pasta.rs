@@ -11,7 +11,7 @@ use std::ffi::CString;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{PidfdFlags, Signal};
 use rustix::thread::UnshareFlags;
 
+use super::super::rootless::find_program;
 use super::{Network, NetworkProvider, fence, host_address, resolv};
 use crate::sys::spawn::{Capabilities, Child, Identity, Plan, Program, Session, SpawnError, spawn};
 
@@ -88,7 +89,7 @@ impl PastaNetwork {
     }
 
     fn start(&self) -> Result<Keeper, Failure> {
-        let program = find(&self.search_path).ok_or(Failure::NotInstalled)?;
+        let program = find_program(PASTA, &self.search_path).ok_or(Failure::NotInstalled)?;
         let (stopped, stop) = pipe()?;
         let shared = Arc::clone(&self.shared);
         let work = move || keep(&program, &stopped, &shared);
@@ -182,12 +183,6 @@ fn hint(words: &str) -> &'static str {
         return " (it needs to open /dev/net/tun: load the module `tun`; as an ordinary user: chmod 666 /dev/net/tun; in a container: --device /dev/net/tun)";
     }
     ""
-}
-
-/// The first of the directories that has the program.
-fn find(search_path: &str) -> Option<PathBuf> {
-    let directories = search_path.split(':').map(Path::new).filter(|directory| directory.is_absolute());
-    directories.map(|directory| directory.join(PASTA)).find(|path| path.is_file())
 }
 
 /// The life of the helper.

@@ -6,20 +6,14 @@ use std::ptr;
 
 use super::child::run_child;
 use super::raw_errno;
+use crate::sys::release::kernel_is_at_least;
 
 /// Whether [`Plan::birth_cgroup`] works: `clone3(2)` is there (filters around us may hide it). Linux ≥ 5.7.
 pub fn can_start_in_cgroup() -> bool {
     // SAFETY: a size of zero is refused before anything is read.
     let result = unsafe { libc::syscall(libc::SYS_clone3, ptr::null::<libc::clone_args>(), 0) };
     let known = result < 0 && raw_errno() == libc::EINVAL;
-    known && cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) && kernel_at_least(5, 7)
-}
-
-fn kernel_at_least(major: u32, minor: u32) -> bool {
-    let uname = rustix::system::uname();
-    let release = uname.release().to_string_lossy();
-    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
+    known && cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) && kernel_is_at_least((5, 7))
 }
 
 /// Wider than the type of the other flags.
