@@ -7,17 +7,18 @@
 //! Whether owners are noted is a property of the process, as its user namespace is: all its trees are of one style
 //! ([`crate::sandbox::TreeStyle`]). Everybody who asks or says who owns a file of a tree does it through this module.
 
-use std::ffi::OsStr;
-use std::os::fd::{AsFd, AsRawFd as _};
+use std::ffi::{CStr, CString, OsStr};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{AtFlags, Gid, Stat, Uid, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Stat, Uid, XattrFlags};
 use rustix::io::{Errno, Result};
 
 /// The name of the note.
 pub(crate) const OWNER: &str = "user.rbuild.owner";
+const OWNER_C: &CStr = c"user.rbuild.owner";
 
 /// The beginning of the names of all xattrs that belong to trees and not to their files.
 pub(crate) const OWN_PREFIX: &str = "user.rbuild.";
@@ -37,11 +38,19 @@ pub(crate) fn are_noted() -> bool {
     ARE_NOTED.load(Ordering::Relaxed)
 }
 
+/// Who owns what this process makes, as everybody will see it.
+pub(crate) fn of_new_files() -> (u32, u32) {
+    match are_noted() {
+        true => (0, 0),
+        false => (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
+    }
+}
+
 /// `fstat(2)`, with the owner that is meant.
 pub(crate) fn fstat(fd: impl AsFd) -> Result<Stat> {
     let mut stat = rustix::fs::fstat(&fd)?;
     if are_noted() {
-        correct(&mut stat, || noted(&Place::of_handle(&fd)));
+        correct(&mut stat, || noted_on_handle(fd.as_fd()));
     }
     Ok(stat)
 }
@@ -51,7 +60,7 @@ pub(crate) fn statat(dir: impl AsFd, name: impl AsRef<OsStr>) -> Result<Stat> {
     let name = name.as_ref();
     let mut stat = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
     if are_noted() {
-        correct(&mut stat, || noted(&Place::in_dir(&dir, name)));
+        correct(&mut stat, || noted_in_dir(dir.as_fd(), name));
     }
     Ok(stat)
 }
@@ -93,15 +102,13 @@ pub(crate) fn chown(path: &Path, uid: u32, gid: u32) -> Result<()> {
 
 /// Notes an owner on an open file; `None` keeps what is noted. What takes no notes stays as it is.
 pub(crate) fn note_parts(fd: impl AsFd, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
-    let place = Place::of_handle(fd);
-    let (old_uid, old_gid) = noted(&place).unwrap_or((0, 0));
-    note(&place, uid.unwrap_or(old_uid), gid.unwrap_or(old_gid))
+    let (old_uid, old_gid) = noted_on_handle(fd.as_fd()).unwrap_or((0, 0));
+    note(&Place::of_handle(fd), uid.unwrap_or(old_uid), gid.unwrap_or(old_gid))
 }
 
 /// Notes an owner on an open file on which nobody is noted.
 pub(crate) fn note_unless_noted(fd: impl AsFd, uid: u32, gid: u32) -> Result<()> {
-    let place = Place::of_handle(fd);
-    if noted(&place).is_some() { Ok(()) } else { note(&place, uid, gid) }
+    if noted_on_handle(fd.as_fd()).is_some() { Ok(()) } else { note(&Place::of_handle(fd), uid, gid) }
 }
 
 /// Where a note is, for calls that take paths: handles may be good for nothing else.
@@ -147,9 +154,32 @@ fn noted(place: &Place) -> Option<(u32, u32)> {
     parse(value.get(..len.ok()?)?)
 }
 
+/// As [`noted`], for most handles without looking for their path first.
+fn noted_on_handle(fd: BorrowedFd<'_>) -> Option<(u32, u32)> {
+    let mut value = [0_u8; LONGEST_NOTE];
+    match rustix::fs::fgetxattr(fd, OWNER, &mut value[..]) {
+        Ok(len) => parse(value.get(..len)?),
+        // It is good for paths only.
+        Err(Errno::BADF) => noted(&Place::of_handle(fd)),
+        Err(_) => None,
+    }
+}
+
+/// As [`noted`], on newer kernels without a walk through `/proc`.
+fn noted_in_dir(dir: BorrowedFd<'_>, name: &OsStr) -> Option<(u32, u32)> {
+    let mut value = [0_u8; LONGEST_NOTE];
+    let entry = CString::new(name.as_bytes()).ok()?;
+    match crate::sys::xattr::get_at(dir, &entry, OWNER_C, &mut value) {
+        Ok(len) => parse(value.get(..len)?),
+        Err(Errno::NOSYS) => noted(&Place::in_dir(dir, name)),
+        Err(_) => None,
+    }
+}
+
 fn correct(stat: &mut Stat, note: impl FnOnce() -> Option<(u32, u32)>) {
     let is_ours = stat.st_uid == rustix::process::geteuid().as_raw();
-    match note() {
+    let takes_notes = matches!(FileType::from_raw_mode(stat.st_mode), FileType::RegularFile | FileType::Directory);
+    match if takes_notes { note() } else { None } {
         Some((uid, gid)) => (stat.st_uid, stat.st_gid) = (uid, gid),
         None if is_ours => (stat.st_uid, stat.st_gid) = (0, 0),
         None => {}

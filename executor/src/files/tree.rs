@@ -301,7 +301,7 @@ fn xattrs_of(inode: &Inode) -> Result<Xattrs, OpError> {
 fn finish(fd: impl AsFd, attributes: &Attributes, xattrs: &[(OsString, Vec<u8>)]) -> rustix::io::Result<()> {
     let fd = fd.as_fd();
     let (uid, gid) = (attributes.uid, attributes.gid);
-    if owners::are_noted() || (uid, gid) != (geteuid().as_raw(), getegid().as_raw()) {
+    if (uid, gid) != owners::of_new_files() {
         owners::fchown(fd, uid, gid)?;
     }
     fchmod(fd, Mode::from_raw_mode(attributes.mode))?;

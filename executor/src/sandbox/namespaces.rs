@@ -30,14 +30,20 @@ pub(super) struct Namespaces<'a> {
 impl<'a> Namespaces<'a> {
     /// Makes namespaces for a command with that network; mounts no longer reach the host.
     pub(super) fn enter(host: &'a Host, network: NetworkMode) -> Result<Self, SandboxError> {
+        let is_alone = network == NetworkMode::None;
         let network = match network {
             NetworkMode::Default => join_network(host)?,
             NetworkMode::Host | NetworkMode::None => Network::default(),
         };
         let Network { namespace, resolver, warning } = network;
-        let flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+        let own_network = if is_alone { UnshareFlags::NEWNET } else { UnshareFlags::empty() };
+        let flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | own_network;
         crate::sys::namespace::unshare(flags).map_err(SandboxError::setup("make namespaces"))?;
-        let mut namespaces = Self { host, mounts: None, private_network: namespace.is_some(), resolver, warning };
+        let private_network = is_alone || namespace.is_some();
+        let mut namespaces = Self { host, mounts: None, private_network, resolver, warning };
+        if is_alone {
+            crate::sys::net::loopback_up().map_err(SandboxError::setup("bring the loopback interface up"))?;
+        }
         rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
             .map_err(SandboxError::setup("make mounts private"))?;
         // Without it, the mounts go when the thread goes back.
@@ -52,12 +58,7 @@ impl<'a> Namespaces<'a> {
     }
 
     /// Makes them those of one command.
-    pub(super) fn give_to(&mut self, spec: &SandboxSpec) -> Result<(), SandboxError> {
-        if spec.network == NetworkMode::None {
-            crate::sys::namespace::unshare(UnshareFlags::NEWNET).map_err(SandboxError::setup("make namespaces"))?;
-            (self.private_network, self.resolver, self.warning) = (true, None, None);
-            crate::sys::net::loopback_up().map_err(SandboxError::setup("bring the loopback interface up"))?;
-        }
+    pub(super) fn give_to(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {
         rustix::system::sethostname(spec.hostname.as_bytes()).map_err(SandboxError::setup("set the host name"))
     }
 }

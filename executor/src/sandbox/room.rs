@@ -1,8 +1,9 @@
 //! Rooms: what a command needs and what does not depend on it, made ahead.
 //!
 //! Namespaces and `/dev` are a good part of the time between two steps, and so is taking down the mounts of the last one.
-//! So two threads take turns: while one runs a command, the other has a room ready for the next. Rooms do not get old:
-//! their mount namespaces are pictures of the host's.
+//! So two threads take turns: while one runs a command, the other has a room ready for the next, with the same network: a
+//! thread does not come back from a network that it has joined. Rooms do not get old: their mount namespaces are pictures
+//! of the host's.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -19,7 +20,7 @@ use super::namespaces::{Namespaces, Remains};
 /// A room that has waited longer than this is not used: the host may have got other mounts.
 const OLDEST: Duration = Duration::from_secs(20);
 
-/// Threads that wait with a room, at most.
+/// Threads that wait with a room of one network, at most.
 const MOST_WAITING: usize = 2;
 
 /// Namespaces of the calling thread, with what is mounted in all of them.
@@ -29,9 +30,9 @@ pub(super) struct Room<'a> {
 }
 
 impl<'a> Room<'a> {
-    /// Makes one that most commands fit into.
-    fn prepare(host: &'a Host) -> Result<Self, SandboxError> {
-        let namespaces = Namespaces::enter(host, NetworkMode::Default)?;
+    /// Makes one that most commands with that network fit into.
+    fn prepare(host: &'a Host, network: NetworkMode) -> Result<Self, SandboxError> {
+        let namespaces = Namespaces::enter(host, network)?;
         let devices = Devices::prepare(host, host.guard().policy(SecurityMode::Sandbox), None)?;
         Ok(Self { namespaces, devices })
     }
@@ -63,6 +64,8 @@ pub(super) struct Threads {
 
 /// A thread that waits for its next job.
 struct Waiting {
+    /// What it waits for.
+    network: NetworkMode,
     jobs: SyncSender<Job>,
     /// Disconnected when the thread has given everything back.
     gone: Receiver<()>,
@@ -70,6 +73,7 @@ struct Waiting {
 
 /// The other side of [`Waiting`].
 struct Place {
+    network: NetworkMode,
     orders: Receiver<Job>,
     going: Sender<()>,
 }
@@ -81,16 +85,12 @@ impl Threads {
     /// # Errors
     /// When there can be no more threads.
     pub(super) fn begin(self: &Arc<Self>, host: &Arc<Host>, job: Job) -> Result<(), SandboxError> {
-        let waiting = match job.network {
-            NetworkMode::Default => self.waiting().pop_front(),
-            // The way back from the default network to another is not known.
-            NetworkMode::Host | NetworkMode::None => None,
-        };
-        let job = match waiting {
+        let network = job.network;
+        let job = match self.longest_waiting(network) {
             None => job,
             Some(waiting) => match waiting.jobs.send(job) {
                 Ok(()) => {
-                    self.stand_by(host);
+                    self.stand_by(host, network);
                     return Ok(());
                 }
                 Err(refused) => refused.0,
@@ -100,8 +100,8 @@ impl Threads {
     }
 
     /// From the second command on, another thread makes a room while a command runs. Nothing depends on it.
-    fn stand_by(self: &Arc<Self>, host: &Arc<Host>) {
-        if let Some(place) = self.announce(1) {
+    fn stand_by(self: &Arc<Self>, host: &Arc<Host>, network: NetworkMode) {
+        if let Some(place) = self.announce(network, 1) {
             drop(self.start(host, Turn::Wait(place)));
         }
     }
@@ -111,15 +111,21 @@ impl Threads {
         std::thread::Builder::new().name("sandbox".to_owned()).spawn(move || live(host, &threads, turn)).map(drop)
     }
 
-    /// A place among those who wait, unless there are as many as `most`.
-    fn announce(&self, most: usize) -> Option<Place> {
+    fn longest_waiting(&self, network: NetworkMode) -> Option<Waiting> {
         let mut waiting = self.waiting();
-        if waiting.len() >= most {
+        let position = waiting.iter().position(|waiting| waiting.network == network)?;
+        waiting.remove(position)
+    }
+
+    /// A place among those who wait for commands with that network, unless there are as many as `most`.
+    fn announce(&self, network: NetworkMode, most: usize) -> Option<Place> {
+        let mut waiting = self.waiting();
+        if waiting.iter().filter(|waiting| waiting.network == network).count() >= most {
             return None;
         }
         let ((jobs, orders), (going, gone)) = (sync_channel(1), channel());
-        waiting.push_back(Waiting { jobs, gone });
-        Some(Place { orders, going })
+        waiting.push_back(Waiting { network, jobs, gone });
+        Some(Place { network, orders, going })
     }
 
     fn waiting(&self) -> MutexGuard<'_, VecDeque<Waiting>> {
@@ -155,21 +161,21 @@ fn live(host: Arc<Host>, threads: &Weak<Threads>, first: Turn<'static>) {
 /// there is nothing of the thread left.
 fn serve<'a>(host: &'a Host, threads: &Weak<Threads>, mut turn: Turn<'a>) -> Ended {
     loop {
-        let Place { orders, going } = match turn {
+        let Place { network, orders, going } = match turn {
             Turn::Wait(place) => place,
             Turn::Work(job, room) => {
-                let is_free_afterwards = job.network == NetworkMode::Default;
+                let network = job.network;
                 let ended = (job.work)(host, room);
                 // Announced first and told then: who hears the end of the last command finds nothing of us unaccounted
                 // for.
-                let threads = threads.upgrade().filter(|_| is_free_afterwards);
-                let Some(place) = threads.and_then(|threads| threads.announce(MOST_WAITING)) else { return ended };
+                let place = threads.upgrade().and_then(|threads| threads.announce(network, MOST_WAITING));
+                let Some(place) = place else { return ended };
                 (ended.tell)();
                 drop(ended.remains);
                 place
             }
         };
-        let prepared = host.isolation.has_namespaces().then(|| Room::prepare(host));
+        let prepared = host.isolation.has_namespaces().then(|| Room::prepare(host, network));
         if let Some(Err(error)) = &prepared {
             tracing::debug!(%error, "nothing can be prepared for the next command");
         }

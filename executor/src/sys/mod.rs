@@ -14,3 +14,4 @@ pub mod net;
 pub mod notify;
 pub mod release;
 pub mod spawn;
+pub mod xattr;

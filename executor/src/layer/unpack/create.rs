@@ -52,11 +52,8 @@ impl Creator {
     pub(in crate::layer) fn new(options: UnpackOptions, root: BorrowedFd<'_>) -> Result<Self> {
         let root = dir::stat(root, b".").map_err(TreeError::io_at("stat", b""))?;
         let inherits_group = root.st_mode & 0o2000 != 0;
-        let ids = match owners::are_noted() {
-            true => (0, 0),
-            false => (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
-        };
-        Ok(Self { options, umask: current_umask(), owner_of_new: (!inherits_group).then_some(ids) })
+        let owner_of_new = (!inherits_group).then(owners::of_new_files);
+        Ok(Self { options, umask: current_umask(), owner_of_new })
     }
 
     /// Makes everything but directories and hard links; `name` must not exist. `false` when the entry is left out: a device

@@ -28,7 +28,7 @@ use crate::sys::notify::{self, PendingCall};
 use crate::sys::spawn::Listener;
 pub(super) use adopt::adopt;
 use credentials::{Credentials, Ids};
-use process::{Followed, Process, Processes};
+use process::{Followed, Identity, Process, Processes};
 
 /// What is answered, by name. The same names are looked for in the table of numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,61 +185,111 @@ impl Server {
     fn perform(&mut self, call: &PendingCall) -> Result<i64, Errno> {
         let position = self.answered.numbers.iter().position(|number| *number == Some(call.number));
         let (_, kind) = position.and_then(|position| CALLS.get(position)).ok_or(Errno::NOSYS)?;
+        if let Some(id) = self.processes.of_all().and_then(|credentials| kind.id_of(credentials)) {
+            return Ok(id.into());
+        }
         let process = Process::of_thread(call.thread)?;
+        let caller = match self.processes.of_all() {
+            Some(_) if !kind.changes_credentials() => None,
+            Some(_) | None => Some(Identity::of_thread(call.thread)?),
+        };
+        // What was opened by the thread's number is its own if it still waits.
         if !notify::is_pending(self.listener.as_fd(), call) {
             return Err(Errno::SRCH);
         }
-        let [a, b, c, d, e, _] = call.arguments;
-        // Ids and descriptors are 32 bits wide, whatever is in the rest of the register.
-        let (id, second, third) = (a as u32, b as u32, c as u32);
-        let credentials = self.processes.credentials(&process);
-        match kind {
-            Call::Chown | Call::Lchown => {
-                let followed = if *kind == Call::Chown { Followed::Yes } else { Followed::No };
-                let file = process.open_path(None, process.read_path(a)?, followed)?;
-                change_owner(credentials, &file, second, third)
-            }
-            Call::Fchown => change_owner(credentials, &process.open_descriptor(id.cast_signed())?, second, third),
-            Call::Fchownat => {
-                let (flags, directory) = (e as i32, (id.cast_signed() != libc::AT_FDCWD).then_some(id.cast_signed()));
-                let path = process.read_path(b)?;
-                let followed = if flags & libc::AT_SYMLINK_NOFOLLOW == 0 { Followed::Yes } else { Followed::No };
-                let file = match (path.is_empty(), flags & libc::AT_EMPTY_PATH != 0) {
-                    (true, true) => process.open_base(directory)?,
-                    (true, false) => return Err(Errno::NOENT),
-                    (false, _) => process.open_path(directory, path, followed)?,
-                };
-                change_owner(credentials, &file, c as u32, d as u32)
-            }
-            Call::SetUid => credentials.set_user(Ids::all_or_effective(id, credentials.is_root())).map(|()| 0),
-            Call::SetGid => credentials.set_group(Ids::all_or_effective(id, credentials.is_root())).map(|()| 0),
-            Call::SetReUid => credentials.set_user(Ids::real_effective(id, second, credentials.user)).map(|()| 0),
-            Call::SetReGid => credentials.set_group(Ids::real_effective(id, second, credentials.group)).map(|()| 0),
-            Call::SetResUid => credentials.set_user(Ids::of(id, second, third)).map(|()| 0),
-            Call::SetResGid => credentials.set_group(Ids::of(id, second, third)).map(|()| 0),
-            // Answers the old one, changed or not.
-            Call::SetFsUid => Ok(credentials.user.effective.into()),
-            Call::SetFsGid => Ok(credentials.group.effective.into()),
-            Call::SetGroups => {
-                let groups = process.read_ids(b, a)?;
-                credentials.set_groups(groups).map(|()| 0)
-            }
-            Call::GetUid => Ok(credentials.user.real.into()),
-            Call::GetEUid => Ok(credentials.user.effective.into()),
-            Call::GetGid => Ok(credentials.group.real.into()),
-            Call::GetEGid => Ok(credentials.group.effective.into()),
-            Call::GetResUid => write_three(&process, [a, b, c], credentials.user),
-            Call::GetResGid => write_three(&process, [a, b, c], credentials.group),
-            Call::GetGroups => {
-                let n_groups = credentials.groups.len();
-                match usize::try_from(id.cast_signed()).map_err(|_| Errno::INVAL)? {
-                    0 => {}
-                    room if room < n_groups => return Err(Errno::INVAL),
-                    _ => process.write_ids(b, &credentials.groups)?,
-                }
-                Ok(n_groups as i64)
-            }
+        match &caller {
+            Some(caller) if kind.changes_credentials() => self.change_credentials(*kind, call, &process, caller),
+            Some(caller) => answer(*kind, call, &process, self.processes.credentials(caller)),
+            None => answer(*kind, call, &process, self.processes.of_all().ok_or(Errno::SRCH)?),
         }
+    }
+
+    fn change_credentials(
+        &mut self,
+        kind: Call,
+        call: &PendingCall,
+        process: &Process,
+        caller: &Identity,
+    ) -> Result<i64, Errno> {
+        let (id, second, third) = ids(call);
+        let mut own = self.processes.credentials(caller).clone();
+        match kind {
+            Call::SetUid => own.set_user(Ids::all_or_effective(id, own.is_root()))?,
+            Call::SetGid => own.set_group(Ids::all_or_effective(id, own.is_root()))?,
+            Call::SetReUid => own.set_user(Ids::real_effective(id, second, own.user))?,
+            Call::SetReGid => own.set_group(Ids::real_effective(id, second, own.group))?,
+            Call::SetResUid => own.set_user(Ids::of(id, second, third))?,
+            Call::SetResGid => own.set_group(Ids::of(id, second, third))?,
+            Call::SetGroups => {
+                let [count, list, ..] = call.arguments;
+                own.set_groups(process.read_ids(list, count)?)?;
+            }
+            _ => return Err(Errno::NOSYS),
+        }
+        self.processes.change(caller, own);
+        Ok(0)
+    }
+}
+
+impl Call {
+    fn changes_credentials(self) -> bool {
+        use Call::{SetGid, SetGroups, SetReGid, SetReUid, SetResGid, SetResUid, SetUid};
+        matches!(self, SetUid | SetGid | SetReUid | SetReGid | SetResUid | SetResGid | SetGroups)
+    }
+
+    /// The one id that it asks for, if it does.
+    fn id_of(self, credentials: &Credentials) -> Option<u32> {
+        match self {
+            Self::GetUid => Some(credentials.user.real),
+            // These two answer the old one, changed or not.
+            Self::GetEUid | Self::SetFsUid => Some(credentials.user.effective),
+            Self::GetGid => Some(credentials.group.real),
+            Self::GetEGid | Self::SetFsGid => Some(credentials.group.effective),
+            _ => None,
+        }
+    }
+}
+
+/// The first arguments as ids or descriptors: they are 32 bits wide, whatever is in the rest of the register.
+fn ids(call: &PendingCall) -> (u32, u32, u32) {
+    let [a, b, c, ..] = call.arguments;
+    (a as u32, b as u32, c as u32)
+}
+
+/// What becomes of a call that leaves everybody who they are.
+fn answer(kind: Call, call: &PendingCall, process: &Process, credentials: &Credentials) -> Result<i64, Errno> {
+    let [a, b, c, d, e, _] = call.arguments;
+    let (id, second, third) = ids(call);
+    match kind {
+        Call::Chown | Call::Lchown => {
+            let followed = if kind == Call::Chown { Followed::Yes } else { Followed::No };
+            let file = process.open_path(None, process.read_path(a)?, followed)?;
+            change_owner(credentials, &file, second, third)
+        }
+        Call::Fchown => change_owner(credentials, &process.open_descriptor(id.cast_signed())?, second, third),
+        Call::Fchownat => {
+            let (flags, directory) = (e as i32, (id.cast_signed() != libc::AT_FDCWD).then_some(id.cast_signed()));
+            let path = process.read_path(b)?;
+            let followed = if flags & libc::AT_SYMLINK_NOFOLLOW == 0 { Followed::Yes } else { Followed::No };
+            let file = match (path.is_empty(), flags & libc::AT_EMPTY_PATH != 0) {
+                (true, true) => process.open_base(directory)?,
+                (true, false) => return Err(Errno::NOENT),
+                (false, _) => process.open_path(directory, path, followed)?,
+            };
+            change_owner(credentials, &file, c as u32, d as u32)
+        }
+        Call::GetResUid => write_three(process, [a, b, c], credentials.user),
+        Call::GetResGid => write_three(process, [a, b, c], credentials.group),
+        Call::GetGroups => {
+            let n_groups = credentials.groups.len();
+            match usize::try_from(id.cast_signed()).map_err(|_| Errno::INVAL)? {
+                0 => {}
+                room if room < n_groups => return Err(Errno::INVAL),
+                _ => process.write_ids(b, &credentials.groups)?,
+            }
+            Ok(n_groups as i64)
+        }
+        _ => kind.id_of(credentials).map(i64::from).ok_or(Errno::NOSYS),
     }
 }
 

@@ -32,34 +32,21 @@ pub(super) enum Followed {
     No,
 }
 
-/// A process while one of its threads waits for us.
+/// A process while one of its threads waits for us. Another one that gets its number later is never taken for it.
 pub(super) struct Process {
-    pid: u32,
-    parent: u32,
-    /// When it began, in ticks: tells processes of one number apart.
-    since: u64,
+    /// Its directory in `/proc`.
+    directory: OwnedFd,
 }
 
 impl Process {
     /// The process that a thread belongs to.
     pub(super) fn of_thread(thread: u32) -> Result<Self, Errno> {
-        let status = std::fs::read_to_string(format!("/proc/{thread}/status")).map_err(|_| Errno::SRCH)?;
-        let field = |name: &str| {
-            status.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u32>().ok()).ok_or(Errno::SRCH)
-        };
-        Self::of_group(field("Tgid:")?, field("PPid:")?)
-    }
-
-    fn of_pid(pid: u32) -> Result<Self, Errno> {
-        Self::of_thread(pid)
-    }
-
-    fn of_group(pid: u32, parent: u32) -> Result<Self, Errno> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|_| Errno::SRCH)?;
-        // The name in brackets may hold anything; field 22 is the 20th behind it.
-        let fields = stat.rsplit_once(')').map(|(_, fields)| fields).unwrap_or_default();
-        let since = fields.split_whitespace().nth(19).and_then(|text| text.parse().ok()).ok_or(Errno::SRCH)?;
-        Ok(Self { pid, parent, since })
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(format!("/proc/{thread}"), flags, Mode::empty()) {
+            Ok(directory) => Ok(Self { directory }),
+            Err(Errno::NOENT) => Err(Errno::SRCH),
+            Err(errno) => Err(errno),
+        }
     }
 
     /// The text at an address, up to its NUL.
@@ -97,14 +84,12 @@ impl Process {
     }
 
     fn memory(&self) -> Result<File, Errno> {
-        let memory = File::options().read(true).write(true).open(format!("/proc/{}/mem", self.pid));
-        memory.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::SRCH))
+        rustix::fs::openat(&self.directory, "mem", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map(File::from)
     }
 
     /// One of its descriptors.
     pub(super) fn open_descriptor(&self, number: i32) -> Result<OwnedFd, Errno> {
-        let path = format!("/proc/{}/fd/{number}", self.pid);
-        rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| match errno {
+        self.open(&format!("fd/{number}")).map_err(|errno| match errno {
             Errno::NOENT => Errno::BADF,
             errno => errno,
         })
@@ -114,10 +99,7 @@ impl Process {
     pub(super) fn open_base(&self, directory: Option<i32>) -> Result<OwnedFd, Errno> {
         match directory {
             Some(number) => self.open_descriptor(number),
-            None => {
-                let path = format!("/proc/{}/cwd", self.pid);
-                rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-            }
+            None => self.open("cwd"),
         }
     }
 
@@ -133,8 +115,7 @@ impl Process {
         }
         let path = Path::new(OsStr::from_bytes(&path));
         let whole: PathBuf = if path.is_absolute() { path.to_owned() } else { self.base_path(directory)?.join(path) };
-        let root = format!("/proc/{}/root", self.pid);
-        let root = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let root = self.open("root")?;
         let nofollow = if followed == Followed::No { OFlags::NOFOLLOW } else { OFlags::empty() };
         let flags = OFlags::PATH | OFlags::CLOEXEC | nofollow;
         rustix::fs::openat2(root, &whole, flags, Mode::empty(), ResolveFlags::IN_ROOT)
@@ -143,16 +124,62 @@ impl Process {
     /// The kernel's name, in the process's root, of a directory that paths are relative to.
     fn base_path(&self, directory: Option<i32>) -> Result<PathBuf, Errno> {
         let link = match directory {
-            Some(number) => format!("/proc/{}/fd/{number}", self.pid),
-            None => format!("/proc/{}/cwd", self.pid),
+            Some(number) => format!("fd/{number}"),
+            None => "cwd".to_owned(),
         };
-        std::fs::read_link(link).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::BADF))
+        let text = rustix::fs::readlinkat(&self.directory, link, Vec::new()).map_err(|errno| match errno {
+            Errno::NOENT => Errno::BADF,
+            errno => errno,
+        })?;
+        Ok(PathBuf::from(OsStr::from_bytes(text.as_bytes())))
+    }
+
+    /// What one of the links in its directory leads to.
+    fn open(&self, link: &str) -> Result<OwnedFd, Errno> {
+        rustix::fs::openat(&self.directory, link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
     }
 }
 
-/// The credentials of all processes of one command.
+/// What tells processes apart, and whose children they are.
+pub(super) struct Identity {
+    pid: u32,
+    parent: u32,
+    /// When it began, in ticks: tells processes of one number apart.
+    since: u64,
+}
+
+impl Identity {
+    /// That of the process that a thread belongs to.
+    pub(super) fn of_thread(thread: u32) -> Result<Self, Errno> {
+        let status = std::fs::read_to_string(format!("/proc/{thread}/status")).map_err(|_| Errno::SRCH)?;
+        let field = |name: &str| {
+            status.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u32>().ok()).ok_or(Errno::SRCH)
+        };
+        let (pid, parent) = (field("Tgid:")?, field("PPid:")?);
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|_| Errno::SRCH)?;
+        // The name in brackets may hold anything; field 22 is the 20th behind it.
+        let fields = stat.rsplit_once(')').map(|(_, fields)| fields).unwrap_or_default();
+        let since = fields.split_whitespace().nth(19).and_then(|text| text.parse().ok()).ok_or(Errno::SRCH)?;
+        Ok(Self { pid, parent, since })
+    }
+
+    /// Its children, of all of its threads; none where the kernel does not list them.
+    fn children(&self) -> Vec<Self> {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid)).into_iter().flatten().flatten();
+        let lists = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+        let pids: Vec<u32> = lists.flat_map(|list| numbers(&list)).collect();
+        pids.into_iter().filter_map(|pid| Self::of_thread(pid).ok()).collect()
+    }
+}
+
+fn numbers(list: &str) -> Vec<u32> {
+    list.split_whitespace().filter_map(|number| number.parse().ok()).collect()
+}
+
+/// The credentials of all processes of one command. Most commands never change them.
 pub(super) struct Processes {
     first: Credentials,
+    /// Of those that have changed theirs, and of those whose parents have since they were made.
     known: HashMap<u32, (u64, Credentials)>,
 }
 
@@ -162,33 +189,44 @@ impl Processes {
         Self { first, known: HashMap::new() }
     }
 
+    /// Those of every process, as long as none has changed its own.
+    pub(super) fn of_all(&self) -> Option<&Credentials> {
+        self.known.is_empty().then_some(&self.first)
+    }
+
     /// Those of a process; one that was not heard of has its parent's.
-    pub(super) fn credentials(&mut self, process: &Process) -> &mut Credentials {
-        let inherited = match self.find(process) {
-            Some(own) => own,
-            None => self.inherited(process.parent),
-        };
-        let entry = self.known.entry(process.pid).or_insert_with(|| (process.since, inherited.clone()));
-        if entry.0 != process.since {
-            *entry = (process.since, inherited);
+    pub(super) fn credentials(&self, process: &Identity) -> &Credentials {
+        self.find(process).unwrap_or_else(|| self.inherited(process.parent))
+    }
+
+    /// Gives a process other ones. Its children keep what they have.
+    pub(super) fn change(&mut self, process: &Identity, changed: Credentials) {
+        let before = self.credentials(process).clone();
+        if before == changed {
+            return;
         }
-        &mut entry.1
+        for child in process.children() {
+            if self.find(&child).is_none() {
+                self.known.insert(child.pid, (child.since, before.clone()));
+            }
+        }
+        self.known.insert(process.pid, (process.since, changed));
     }
 
-    fn find(&self, process: &Process) -> Option<Credentials> {
+    fn find(&self, process: &Identity) -> Option<&Credentials> {
         let (since, credentials) = self.known.get(&process.pid)?;
-        (*since == process.since).then(|| credentials.clone())
+        (*since == process.since).then_some(credentials)
     }
 
-    fn inherited(&self, mut pid: u32) -> Credentials {
+    fn inherited(&self, mut pid: u32) -> &Credentials {
         for _ in 0..MOST_ANCESTORS {
-            let Some(process) = Process::of_pid(pid).ok().filter(|_| pid != 0) else { break };
+            let Some(process) = Identity::of_thread(pid).ok().filter(|_| pid != 0) else { break };
             if let Some(found) = self.find(&process) {
                 return found;
             }
             pid = process.parent;
         }
-        self.first.clone()
+        &self.first
     }
 }
 
@@ -210,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_process_is_seen_through_proc() {
-        let process = Process::of_pid(std::process::id()).unwrap();
+        let process = Process::of_thread(std::process::id()).unwrap();
         let text = c"/some/path";
         assert_eq!(process.read_path(text.as_ptr() as u64).unwrap(), b"/some/path");
         let ids = [1_u32, 2, 3];
@@ -223,15 +261,42 @@ mod tests {
     }
 
     #[test]
-    fn children_begin_with_what_their_parents_are() {
-        let mut processes = Processes::new(Credentials::of_user(5, 6, &[]));
-        let own = Process::of_pid(std::process::id()).unwrap();
-        assert_eq!(processes.credentials(&own).user.real, 5);
-        processes.credentials(&own).user.real = 9;
+    fn a_process_that_has_gone_is_nobody_else() {
         let mut child = std::process::Command::new("sleep").arg("5").spawn().unwrap();
-        let seen = Process::of_pid(child.id()).unwrap();
-        assert_eq!(processes.credentials(&seen).user.real, 9);
+        let process = Process::of_thread(child.id()).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
+        assert_eq!(process.open_base(None).unwrap_err(), Errno::SRCH);
+        assert!(Process::of_thread(child.id()).is_err());
+    }
+
+    #[test]
+    fn children_begin_with_what_their_parents_are_and_keep_it() {
+        let credentials = |id| Credentials::of_user(id, id, &[]);
+        let mut processes = Processes::new(credentials(5));
+        let own = Identity::of_thread(std::process::id()).unwrap();
+        assert_eq!(processes.credentials(&own).user.real, 5);
+        let elder = Child::new();
+        processes.change(&own, credentials(5));
+        assert!(processes.of_all().is_some(), "the same is no change");
+        processes.change(&own, credentials(9));
+        let younger = Child::new();
+        let real = |child: &Child| processes.credentials(&Identity::of_thread(child.0.id()).unwrap()).user.real;
+        assert_eq!((real(&elder), real(&younger)), (5, 9));
+    }
+
+    struct Child(std::process::Child);
+
+    impl Child {
+        fn new() -> Self {
+            Self(std::process::Command::new("sleep").arg("5").spawn().unwrap())
+        }
+    }
+
+    impl Drop for Child {
+        fn drop(&mut self) {
+            self.0.kill().unwrap();
+            self.0.wait().unwrap();
+        }
     }
 }
