@@ -24,7 +24,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
                            adds real applications and golden cases, --keep leaves contexts and archives
   bases                    make the base images that tests and the demo stand on
   bench [WORKLOAD]... [--peer docker|buildah|buildkit] [--runs N]
-                           time the workloads of bench/, as ratios against a peer and a floor
+                           time the workloads of bench/, as ratios against a peer and a floor; `step`: what one step costs
   fuzz [TARGET]... [--seconds N]
                            fuzz what rbuild reads from strangers: parser, expander, flags, ignore_patterns";
 

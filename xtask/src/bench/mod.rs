@@ -1,8 +1,10 @@
-//! `cargo xtask bench`: the workloads of the design's table, as ratios against a peer and a floor in one run.
+//! `cargo xtask bench`: the workloads of the design's table, as ratios against a peer and a floor in one run; `bench step`: what
+//! one step costs.
 
 mod inputs;
 mod measure;
 mod peers;
+mod step;
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -57,14 +59,19 @@ pub(crate) fn bench(args: &[String]) -> Result<()> {
     let peer = if peer == Some("none") { None } else { Some(peers::choose(peer, &busybox_tar, &work)?) };
 
     let workloads = workloads(&work)?;
+    let runner = Runner { rbuild: &rbuild, work: &work, peer: peer.as_deref(), n_runs, n_stores: Cell::new(0) };
+    if names == ["step"] {
+        let outcome = step::table(&runner);
+        drop(std::fs::remove_dir_all(runner.stores()));
+        return outcome;
+    }
     if let Some(unknown) = names.iter().find(|name| workloads.iter().all(|workload| workload.name != **name)) {
         let known: Vec<&str> = workloads.iter().map(|workload| workload.name).collect();
-        bail!("no workload is called `{unknown}`: expected {}", known.join(", "));
+        bail!("no workload is called `{unknown}`: expected {}, or step alone", known.join(", "));
     }
     say(&format!("peer: {}\n", peer.as_ref().map_or_else(|| "none".to_owned(), |peer| peer.name())));
     say("| workload | rbuild s | peak MiB | peer s | ratio | floor s |");
     say("|---|---|---|---|---|---|");
-    let runner = Runner { rbuild: &rbuild, work: &work, peer: peer.as_deref(), n_runs, n_stores: Cell::new(0) };
     drop(std::fs::remove_dir_all(runner.stores()));
     for workload in workloads.iter().filter(|workload| names.is_empty() || names.contains(&workload.name)) {
         say(&runner.row(workload)?);
@@ -92,7 +99,7 @@ fn workloads(work: &Path) -> Result<Vec<Workload>> {
     use Cache::{Cold, OneChanged, Warm};
     use Product::{Archive, LocalImage};
     Ok(vec![
-        row("steps", &steps, LocalImage, Cold, Some(step_floor(work))),
+        row("steps", &steps, LocalImage, Cold, Some(step_floor(work, 50))),
         row("copy-cold", &many, LocalImage, Cold, tar_floor(&many)),
         row("copy-one-changed", &many, LocalImage, OneChanged, tar_floor(&many)),
         row("copy-unchanged", &many, LocalImage, Warm, stat_floor),
@@ -104,12 +111,12 @@ fn workloads(work: &Path) -> Result<Vec<Workload>> {
     ])
 }
 
-/// Fifty times: namespaces, an overlay mount, exec of a shell, by util-linux.
-fn step_floor(work: &Path) -> String {
+/// Again and again: namespaces, an overlay mount, exec of a shell, by util-linux.
+fn step_floor(work: &Path, n_steps: usize) -> String {
     let dir = work.join("floor");
     let dir = dir.display();
     format!(
-        "rm -rf {dir}; mkdir -p {dir}; tar xf {}/busybox.tar -C {dir} --one-top-level=l; i=0; while [ $i -lt 50 ]; do \
+        "rm -rf {dir}; mkdir -p {dir}; tar xf {}/busybox.tar -C {dir} --one-top-level=l; i=0; while [ $i -lt {n_steps} ]; do \
          mkdir -p {dir}/u$i {dir}/w$i {dir}/m; unshare -mpiu --fork --propagation slave sh -c \
          \"mount -t overlay o -o lowerdir={dir}/l,upperdir={dir}/u$i,workdir={dir}/w$i {dir}/m && exec chroot {dir}/m /bin/sh -c \
          'echo $i > /f'\"; i=$((i+1)); done",
