@@ -120,6 +120,10 @@ pub(crate) struct BuildArgs {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
         value_parser = boolean, hide_default_value = true, hide_possible_values = true)]
     pub(crate) push: bool,
+    /// Give the image to the docker, podman or containerd of this machine: short for `--output=type=docker`
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+        value_parser = boolean, hide_default_value = true, hide_possible_values = true)]
+    pub(crate) load: bool,
     /// Label of the image (repeatable)
     #[arg(long = "label", value_name = "K=V", action = ArgAction::Append)]
     pub(crate) labels: Vec<String>,

@@ -9,6 +9,7 @@
 //! | `NO_COLOR` | no colours when not empty |
 //! | `DOCKER_CONFIG` | directory of docker's `config.json` (registry credentials, proxies of RUN) |
 //! | `REGISTRY_AUTH_FILE`, `XDG_RUNTIME_DIR` | Podman's `auth.json` |
+//! | `DOCKER_HOST`, `DOCKER_TLS_VERIFY`, `DOCKER_CERT_PATH`, `DOCKER_CONTEXT`, `CONTAINER_HOST`, `CONTAINERD_ADDRESS` | the container engine of `--load` |
 //! | `DOCKER_DEFAULT_PLATFORM` | `--platform` when it is not given |
 //! | `SOURCE_DATE_EPOCH` | passed on as a build argument |
 //! | `SSH_AUTH_SOCK` | `--ssh default` |
@@ -35,7 +36,8 @@ pub(crate) fn var_os(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }
 
-fn non_empty(name: &str) -> Option<String> {
+/// The value of a variable; `None` when it is empty.
+pub(crate) fn non_empty(name: &str) -> Option<String> {
     var(name).filter(|value| !value.is_empty())
 }
 

@@ -7,6 +7,7 @@ mod annotations;
 mod args;
 mod call;
 mod commands;
+mod container_engine;
 mod csv;
 mod env;
 mod failure;

@@ -33,6 +33,13 @@ pub(crate) enum Output {
         /// Where.
         dest: Dest,
     },
+    /// A container engine.
+    Load {
+        /// Names and compression.
+        options: ImageOptions,
+        /// Which: a docker context, an address, or a kind of engine. `None` is whichever there is.
+        context: Option<String>,
+    },
     /// The files of the root, as a directory.
     Local {
         /// Where.
@@ -96,16 +103,29 @@ pub(crate) struct PushOptions {
 const OUTPUT_FORM: &str =
     "write `-o type=oci,dest=FILE`; types are image, registry, oci, docker, local, tar and cacheonly";
 
-/// Parses all `--output` flags. Without any, the result goes to the local store under `tags`; or with `push` (`--push`) to
-/// the registries of those names alone, while images that were to go to the local store go to both. Images get
-/// `annotations`.
+/// Short flags for outputs.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Shorthands {
+    /// `--push`
+    pub(crate) push: bool,
+    /// `--load`
+    pub(crate) load: bool,
+}
+
+/// Parses all `--output` flags. Without any, the result goes to the local store under `tags`; or with `--push` to
+/// the registries of those names alone, while images that were to go to the local store go to both; `--load` adds a container
+/// engine. Images get `annotations`.
 pub(crate) fn parse_all(
     specs: &[String],
     tags: &[ImageRef],
-    push: bool,
+    Shorthands { push, load }: Shorthands,
     annotations: &Annotations,
 ) -> Result<Vec<Output>, Failure> {
-    let mut outputs = parse_specs(specs, tags, push)?;
+    let mut outputs = parse_specs(specs, tags, push || load)?;
+    if load && !outputs.iter().any(|output| matches!(output, Output::Load { .. })) {
+        let options = ImageOptions { names: tags.to_vec(), ..ImageOptions::default() };
+        outputs.push(Output::Load { options, context: None });
+    }
     if push {
         push_images(&mut outputs, tags);
     }
@@ -154,10 +174,11 @@ fn push_images(outputs: &mut Vec<Output>, tags: &[ImageRef]) {
     }
 }
 
-fn parse_specs(specs: &[String], tags: &[ImageRef], push: bool) -> Result<Vec<Output>, Failure> {
+/// `has_others`: a short flag makes an output as well.
+fn parse_specs(specs: &[String], tags: &[ImageRef], has_others: bool) -> Result<Vec<Output>, Failure> {
     if specs.is_empty() {
         let local = Output::Image(ImageOptions { names: tags.to_vec(), ..ImageOptions::default() });
-        return Ok(if push { Vec::new() } else { vec![local] });
+        return Ok(if has_others { Vec::new() } else { vec![local] });
     }
     let outputs = specs.iter().map(|spec| parse(spec, tags)).collect::<Result<Vec<_>, _>>()?;
     let stdouts = outputs.iter().filter(|output| output.is_stdout()).count();
@@ -196,7 +217,10 @@ impl Output {
 
     fn image_options(&mut self) -> Option<&mut ImageOptions> {
         match self {
-            Self::Image(options) | Self::Oci { options, .. } | Self::Docker { options, .. } => Some(options),
+            Self::Image(options)
+            | Self::Oci { options, .. }
+            | Self::Docker { options, .. }
+            | Self::Load { options, .. } => Some(options),
             Self::Local { .. } | Self::Tar { .. } | Self::CacheOnly => None,
         }
     }
@@ -206,7 +230,7 @@ impl Output {
         match self {
             Self::Image(_) => "image",
             Self::Oci { .. } => "oci",
-            Self::Docker { .. } => "docker",
+            Self::Docker { .. } | Self::Load { .. } => "docker",
             Self::Local { .. } => "local",
             Self::Tar { .. } => "tar",
             Self::CacheOnly => "cacheonly",
@@ -257,11 +281,18 @@ fn parse(spec: &str, tags: &[ImageRef]) -> Result<Output, Failure> {
             Output::Oci { options, dest: file_or_stdout(dest), tar }
         }
         "docker" => {
-            if dest.is_none() {
-                return Err(Failure::usage("loading into a docker engine is not supported yet")
-                    .help("write a tar and load it: `-o type=docker,dest=- | docker load`"));
+            let context = attributes.remove("context");
+            let options = image_options(&mut attributes, tags)?;
+            match (dest, context) {
+                (None, context) => Output::Load { options, context },
+                (dest, None) => Output::Docker { options, dest: file_or_stdout(dest) },
+                (Some(_), Some(_)) => {
+                    return Err(Failure::usage(
+                        "an image goes to a file (dest) or to an engine (context), not to both",
+                    )
+                    .help("write two outputs: `-o type=docker,dest=FILE -o type=docker,context=NAME`"));
+                }
             }
-            Output::Docker { options: image_options(&mut attributes, tags)?, dest: file_or_stdout(dest) }
         }
         "local" => {
             let split = explicit_flag(&mut attributes, "platform-split")?;
@@ -281,7 +312,8 @@ fn parse(spec: &str, tags: &[ImageRef]) -> Result<Output, Failure> {
 }
 
 /// Attributes of the outputs, for suggestions.
-const ATTRIBUTES: [&str; 16] = [
+const ATTRIBUTES: [&str; 17] = [
+    "context",
     "dest",
     "name",
     "tar",
@@ -480,6 +512,32 @@ mod tests {
     }
 
     #[test]
+    fn engines_are_named_or_found() {
+        for (spec, expected) in [
+            ("type=docker", None),
+            ("type=docker,context=remote", Some("remote")),
+            ("type=docker,context=unix:///run/x.sock", Some("unix:///run/x.sock")),
+        ] {
+            match one(spec).expect(spec) {
+                Output::Load { context, .. } => assert_eq!(context.as_deref(), expected, "{spec}"),
+                other => panic!("{other:?}"),
+            }
+        }
+        let all = |specs: &[&str], flags| {
+            let specs: Vec<String> = specs.iter().map(|spec| (*spec).to_owned()).collect();
+            let tags = [parse_tag("app:1").expect("a tag")];
+            let outputs = parse_all(&specs, &tags, flags, &Annotations::default()).expect("outputs");
+            outputs.iter().map(|output| (output.kind(), output.is_stdout())).collect::<Vec<_>>()
+        };
+        let load = Shorthands { load: true, push: false };
+        let both = Shorthands { load: true, push: true };
+        assert_eq!(all(&[], load), [("docker", false)]);
+        assert_eq!(all(&[], both), [("docker", false), ("image", false)]);
+        assert_eq!(all(&["type=docker"], load), [("docker", false)]);
+        assert_eq!(all(&["type=image"], load), [("image", false), ("docker", false)]);
+    }
+
+    #[test]
     fn mistakes_in_outputs() {
         for spec in [
             "type=local",
@@ -492,6 +550,8 @@ mod tests {
             "type=oci,dest=x,compression=gzip,compression-level=high",
             "type=oci,tar=false",
             "type=tar,dest=x,surprise=1",
+            "type=docker,dest=x,context=y",
+            "type=oci,dest=x,context=y",
             "type=tar,dest=x,rewrite-timestamp=true",
             "type=image,rewrite-timestamp",
             "type=image,rewrite-timestamp=maybe",

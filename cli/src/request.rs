@@ -19,7 +19,7 @@ use crate::failure::Failure;
 use crate::host_ca;
 use crate::limits;
 use crate::mistakes;
-use crate::output::{self, Output};
+use crate::output::{self, Output, Shorthands};
 use crate::proxies;
 use crate::ui::Mode;
 
@@ -157,7 +157,12 @@ impl BuildRequest {
             target: args.target,
             build_args,
             platforms: platforms(&args.platforms, &mut warnings)?,
-            outputs: output::parse_all(&args.outputs, &tags, args.push, &Annotations::parse_flags(&args.annotations)?)?,
+            outputs: output::parse_all(
+                &args.outputs,
+                &tags,
+                Shorthands { push: args.push, load: args.load },
+                &Annotations::parse_flags(&args.annotations)?,
+            )?,
             labels: args.labels.iter().map(|label| key_value(label)).collect(),
             iidfile: args.iidfile,
             metadata_file: args.metadata_file,

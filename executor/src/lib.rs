@@ -11,6 +11,7 @@ pub mod export;
 pub mod fetched;
 pub mod files;
 pub mod layer;
+pub mod load;
 mod owners;
 pub mod packer;
 pub mod push;

@@ -2,7 +2,7 @@
 //!
 //! Spec: `spec/engine.md` §1.12.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -38,6 +38,19 @@ impl Archive {
     /// # Errors
     /// [`ExportError`]; a blob that the store has lost.
     pub fn write_tar(&self, store: &Store, out: impl Write) -> Result<(), ExportError> {
+        self.write_tar_without(store, out, &BTreeSet::new())
+    }
+
+    /// As [`Archive::write_tar`], without some blobs: for a reader that has them.
+    ///
+    /// # Errors
+    /// As [`Archive::write_tar`].
+    pub fn write_tar_without(
+        &self,
+        store: &Store,
+        out: impl Write,
+        omitted: &BTreeSet<Digest>,
+    ) -> Result<(), ExportError> {
         let mut tar = TarWriter::new(BufWriter::with_capacity(BUFFER_BYTES, out));
         let fault =
             |error: oci::layer::LayerError| ExportError::io("write", "the archive", std::io::Error::other(error));
@@ -45,7 +58,7 @@ impl Archive {
             let entry = Entry { mode: 0o755, ..Entry::new(directory.as_bytes(), EntryKind::Directory) };
             tar.append_bytes(&entry, &[]).map_err(fault)?;
         }
-        for (digest, content) in self.blobs() {
+        for (digest, content) in self.blobs().into_iter().filter(|(digest, _)| !omitted.contains(digest)) {
             let path = format!("blobs/sha256/{}", digest.hex());
             let regular =
                 |size_bytes| Entry { mode: 0o444, ..Entry::new(path.as_bytes(), EntryKind::Regular { size_bytes }) };

@@ -116,7 +116,8 @@ pub(super) struct Prepared {
 
 impl Build<'_> {
     async fn run(&self, source: &mut Option<Source>) -> Result<Built, Failure> {
-        let products = product::products(self.request);
+        let isolation = self.confinement.isolation;
+        let products = product::products(self.request, isolation, &self.progress).await.map_err(of_build)?;
         let Prepared { plan_request, engine, context: _context } =
             self.prepare(product::wanted(&products), source).await?;
         // A registry that will not take the image says so before anything is made.

@@ -1,6 +1,7 @@
 //! Where the result goes: each `--output` as something that can be written.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use cache::{Codec, Store};
 use executor::engine::Engine;
@@ -8,14 +9,18 @@ use executor::export::{
     Archive, AssembledLayer, Assembly, BuiltImage, ImageDocuments, MediaTypes, PlacedRoot, assemble, export_local,
     export_tar,
 };
+use executor::load::ContainerEngine;
 use executor::packer::{PackedLayer, Wanted};
 use executor::push::Parcel;
+use executor::sandbox::Isolation;
 use futures_util::future::try_join_all;
 use oci::{Descriptor, Digest, ImageRef, Platform};
 use solver::plan::{Plan, PlannedImage};
-use solver::{Chain, OpError, Step};
+use solver::{Chain, OpError, Progress, Step};
 
 use super::dest::to_dest;
+use crate::container_engine;
+use crate::failure::Failure;
 use crate::output::{DEFAULT_GZIP_LEVEL, Dest, ImageOptions, Output};
 use crate::request::BuildRequest;
 
@@ -42,11 +47,31 @@ pub(crate) struct Solved<'a> {
 /// One product.
 pub(crate) struct Product {
     output: Output,
+    /// What the image is given to, if that is its output.
+    container_engine: Option<Arc<ContainerEngine>>,
 }
 
-/// The products that a request asks for.
-pub(crate) fn products(request: &BuildRequest) -> Vec<Product> {
-    request.outputs.iter().map(|output| Product { output: output.clone() }).collect()
+/// The products that a request asks for. Engines that are to get an image have to answer now; where none was named and none
+/// is there, the image goes to the local store.
+pub(crate) async fn products(
+    request: &BuildRequest,
+    isolation: Isolation,
+    progress: &Progress,
+) -> Result<Vec<Product>, Failure> {
+    let mut products = Vec::with_capacity(request.outputs.len());
+    for output in &request.outputs {
+        let Output::Load { options, context } = output else {
+            products.push(Product { output: output.clone(), container_engine: None });
+            continue;
+        };
+        let engine = container_engine::connect(context.as_deref(), isolation, progress).await?;
+        let output = match engine {
+            Some(_) => output.clone(),
+            None => Output::Image(options.clone()),
+        };
+        products.push(Product { output, container_engine: engine.map(Arc::new) });
+    }
+    Ok(products)
 }
 
 /// In which forms layers will be asked for, so that they can be made while later steps run.
@@ -64,7 +89,7 @@ impl Product {
         match self.output {
             Output::Image(_) => "exporting to image",
             Output::Oci { .. } => "exporting to oci image format",
-            Output::Docker { .. } => "exporting to docker image format",
+            Output::Docker { .. } | Output::Load { .. } => "exporting to docker image format",
             Output::Local { .. } => "exporting to client directory",
             Output::Tar { .. } => "exporting to client tarball",
             Output::CacheOnly => "exporting nothing",
@@ -77,6 +102,11 @@ impl Product {
             Output::Image(options) if options.push.is_some() => (options, gzip, true),
             Output::Image(options) => (options, Codec::Plain, false),
             Output::Oci { options, .. } | Output::Docker { options, .. } => (options, gzip, true),
+            // What stays on this machine is unpacked at once.
+            Output::Load { options, .. } => match &self.container_engine {
+                Some(engine) if engine.is_remote() => (options, gzip, true),
+                _ => (options, Codec::Plain, false),
+            },
             Output::Local { .. } | Output::Tar { .. } | Output::CacheOnly => return None,
         };
         Some(Wanted { codec: options.codec.unwrap_or(default), force: options.force_compression, store_plain })
@@ -84,9 +114,10 @@ impl Product {
 
     fn rewrites_times(&self) -> bool {
         match &self.output {
-            Output::Image(options) | Output::Oci { options, .. } | Output::Docker { options, .. } => {
-                options.rewrite_timestamp
-            }
+            Output::Image(options)
+            | Output::Oci { options, .. }
+            | Output::Docker { options, .. }
+            | Output::Load { options, .. } => options.rewrite_timestamp,
             Output::Local { .. } | Output::Tar { .. } | Output::CacheOnly => false,
         }
     }
@@ -101,11 +132,14 @@ impl Product {
 
     /// Refuses what this output cannot hold, before anything is done for it.
     pub(crate) fn check(&self, plan: &Plan) -> Result<(), OpError> {
-        let (Output::Image(options) | Output::Oci { options, .. } | Output::Docker { options, .. }) = &self.output
-        else {
-            return Ok(());
+        let options = match &self.output {
+            Output::Image(options)
+            | Output::Oci { options, .. }
+            | Output::Docker { options, .. }
+            | Output::Load { options, .. } => options,
+            Output::Local { .. } | Output::Tar { .. } | Output::CacheOnly => return Ok(()),
         };
-        if plan.is_multi_platform && matches!(self.output, Output::Docker { .. }) {
+        if plan.is_multi_platform && matches!(self.output, Output::Docker { .. } | Output::Load { .. }) {
             let message = "docker exporter does not currently support exporting manifest lists";
             return Err(OpError::input(message)
                 .help("an OCI archive holds several platforms: `-o type=oci,dest=FILE`; so does the local store")
@@ -144,6 +178,18 @@ impl Product {
                 finished.note(&archive.built, options);
                 let (store, dest, step) = (solved.store.clone(), dest.clone(), step.clone());
                 blocking(move || write_archive(&store, &archive, &dest, &step)).await
+            }
+            Output::Load { options, .. } => {
+                let archive = self.archive(solved, options, step, true).await?;
+                finished.note(&archive.built, options);
+                let engine = self.container_engine.as_ref();
+                let engine = engine.ok_or_else(|| OpError::internal("an image has no engine to go to"))?;
+                engine.load(archive, solved.store, step).await?;
+                step.status(format!("loading into {}", engine.name()), 0, 0, true);
+                for name in &options.names {
+                    step.status(format!("naming to {name}"), 0, 0, true);
+                }
+                Ok(())
             }
             Output::Local { dest, split, epoch } => {
                 let is_split = split.unwrap_or(solved.plan.is_multi_platform);

@@ -13,7 +13,9 @@ use crate::request::BuildRequest;
 /// Removes an old image ID file, so that a build that fails leaves none.
 pub(crate) fn remove_old(request: &BuildRequest) -> Result<(), Failure> {
     let Some(path) = &request.iidfile else { return Ok(()) };
-    let makes_image = |output: &Output| matches!(output, Output::Image(_) | Output::Oci { .. } | Output::Docker { .. });
+    let makes_image = |output: &Output| {
+        matches!(output, Output::Image(_) | Output::Oci { .. } | Output::Docker { .. } | Output::Load { .. })
+    };
     if !request.outputs.iter().any(makes_image) {
         return Err(Failure::usage("--iidfile needs an output that is an image"));
     }
