@@ -57,4 +57,4 @@ pub use records::{NewRecord, Record};
 pub use scratch::TreeDraft;
 pub use store::Store;
 pub use usage::{UsageKind, UsageRecord};
-pub use variants::{Codec, PieceLocation};
+pub use variants::{Codec, PieceLocation, UNCOMPRESSED_ANNOTATION};

@@ -23,7 +23,16 @@ pub enum Codec {
         /// 1 to 22.
         level: u8,
     },
+    /// gzip members, one a file, and a list of them. Such a blob holds more than the tar: its uncompressed bytes have a diff
+    /// ID of their own, which its descriptor has in the annotation [`UNCOMPRESSED_ANNOTATION`].
+    Estargz {
+        /// 0 to 9 (libdeflate levels).
+        level: u8,
+    },
 }
+
+/// The diff ID of a blob that is not the tar under which it is noted.
+pub const UNCOMPRESSED_ANNOTATION: &str = "containerd.io/uncompressed";
 
 impl Codec {
     /// The name in the database. The number is the version of the encoder: another libdeflate or zstd makes other
@@ -33,6 +42,7 @@ impl Codec {
             Self::Plain => "plain".to_owned(),
             Self::Gzip { level } => format!("gzip-{level}-1"),
             Self::Zstd { level } => format!("zstd-{level}-1"),
+            Self::Estargz { level } => format!("estargz-{level}-1"),
         }
     }
 }
@@ -92,12 +102,12 @@ impl Store {
         Ok(text.as_deref().and_then(parse_descriptor))
     }
 
-    /// All stored blobs that hold the tar `diff_id` in any compression, the plain tar first.
+    /// All stored blobs that hold the tar `diff_id`, and nothing else, in any compression, the plain tar first.
     pub fn find_blobs(&self, diff_id: &DiffId) -> Result<Vec<Descriptor>> {
         let mut found: Vec<_> = self.find_blob(diff_id, Codec::Plain)?.into_iter().collect();
         let texts = self.inner.index.read("find compressed layers", |conn| {
             let sql = "SELECT variant.descriptor FROM variant JOIN blob USING (digest)
-                       WHERE variant.diff_id = ?1 AND variant.codec <> 'plain' ORDER BY blob.n DESC";
+                       WHERE variant.diff_id = ?1 AND variant.codec <> 'plain' AND variant.codec NOT LIKE 'estargz-%' ORDER BY blob.n DESC";
             let mut select = conn.prepare_cached(sql)?;
             let rows = select.query_map([diff_id.digest().as_bytes()], |row| row.get::<_, String>(0))?;
             Ok(rows.collect::<rusqlite::Result<Vec<_>>>()?)

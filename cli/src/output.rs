@@ -421,6 +421,10 @@ fn image_options(attributes: &mut BTreeMap<String, String>, tags: &[ImageRef]) -
         rewrite_timestamp: explicit_flag(attributes, "rewrite-timestamp")?.unwrap_or(false),
         epoch: epoch(attributes)?,
     };
+    if options.docker_types && matches!(options.codec, Some(cache::Codec::Estargz { .. })) {
+        return Err(Failure::usage("compression=estargz cannot be used with oci-mediatypes=false")
+            .help("Docker's media types have no place for what readers of the format want: leave out one of the two"));
+    }
     options.annotate(&annotations)?;
     Ok(options)
 }
@@ -439,9 +443,9 @@ pub(crate) fn codec(kind: Option<&str>, level: Option<&str>) -> Result<Option<ca
         Some("uncompressed") => Ok(Some(cache::Codec::Plain)),
         Some("gzip") => Ok(Some(cache::Codec::Gzip { level: clamp(9, DEFAULT_GZIP_LEVEL) })),
         Some("zstd") => Ok(Some(cache::Codec::Zstd { level: clamp(22, DEFAULT_ZSTD_LEVEL).max(1) })),
-        Some("estargz") => Err(Failure::usage("compression=estargz is not supported yet")),
+        Some("estargz") => Ok(Some(cache::Codec::Estargz { level: clamp(9, DEFAULT_GZIP_LEVEL) })),
         Some(other) => Err(Failure::usage(format!("unsupported compression type {other}"))
-            .help("compression is gzip, zstd or uncompressed")),
+            .help("compression is gzip, zstd, estargz or uncompressed")),
     }
 }
 
@@ -501,6 +505,10 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
+        match one("type=image,compression=estargz").expect("image") {
+            Output::Image(options) => assert_eq!(options.codec, Some(cache::Codec::Estargz { level: 4 })),
+            other => panic!("{other:?}"),
+        }
         match one("type=image,rewrite-timestamp=true,source-date-epoch=5").expect("image") {
             Output::Image(options) => assert_eq!((options.rewrite_timestamp, options.epoch), (true, Some(5))),
             other => panic!("{other:?}"),
@@ -551,6 +559,7 @@ mod tests {
             "type=oci,tar=false",
             "type=tar,dest=x,surprise=1",
             "type=docker,dest=x,context=y",
+            "type=oci,dest=x,compression=estargz,oci-mediatypes=false",
             "type=oci,dest=x,context=y",
             "type=tar,dest=x,rewrite-timestamp=true",
             "type=image,rewrite-timestamp",

@@ -302,6 +302,7 @@ impl Engine {
         let store = &self.inner.parts.store;
         let mut codecs: Vec<Codec> = self.inner.parts.wanted.iter().map(|wanted| wanted.codec).collect();
         // Some form must stay.
+        codecs.retain(|codec| !matches!(codec, Codec::Estargz { .. }));
         let keep_plain = codecs.is_empty() || codecs.contains(&Codec::Plain);
         codecs.retain(|codec| *codec != Codec::Plain);
         let sink = LayerSink::new(store, &PackOptions { keep_plain, codecs })?;

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, BufWriter, PipeWriter, Read};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,6 +20,7 @@ use solver::{Chain, OpError, Outcome, Progress};
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
+use crate::layer::estargz::{make_estargz, take_diff_id};
 use crate::layer::{LayerSink, PackOptions, Packed, write_tree};
 use crate::source::ImageSource;
 use crate::view::Below;
@@ -242,6 +243,13 @@ fn already_packed(store: &Store, info: &LayerInfo, wanted: Wanted) -> Result<Opt
         return Ok(None);
     }
     if let Some(blob) = store.find_blob(&diff_id, wanted.codec)? {
+        let (diff_id, blob) = match wanted.codec {
+            Codec::Estargz { .. } => {
+                let Some(own) = take_diff_id(blob) else { return Ok(None) };
+                own
+            }
+            _ => (diff_id, blob),
+        };
         return Ok(Some(PackedLayer { diff_id, created_at, blob, clamped_to: None }));
     }
     // A base image's layer keeps the compression that it came with.
@@ -266,6 +274,9 @@ fn pack_blocking(inner: &Inner, info: &LayerInfo, below: &[PathBuf], wanted: Wan
         return Err(OpError::internal(format!("layer {known} has become {} when it was packed again", packed.diff_id)));
     }
     inner.store.set_diff_id(&info.layer.id, &packed.diff_id, packed.tar_bytes)?;
+    if let (Codec::Estargz { .. }, Some((_, blob))) = (wanted.codec, packed.blobs.first()) {
+        inner.store.remember_blob(&packed.diff_id, wanted.codec, blob)?;
+    }
     Ok(packed.into_layer(info.created_at))
 }
 
@@ -273,7 +284,9 @@ impl Packed {
     fn into_layer(self, created_at: i64) -> PackedLayer {
         let plain = || Descriptor::new(media_type::OCI_LAYER, self.diff_id.digest().clone(), self.tar_bytes);
         let blob = self.blobs.first().map_or_else(plain, |(_, blob)| blob.clone());
-        PackedLayer { diff_id: self.diff_id, created_at, blob, clamped_to: None }
+        // One that holds more than the tar says so.
+        let (diff_id, blob) = take_diff_id(blob.clone()).unwrap_or((self.diff_id, blob));
+        PackedLayer { diff_id, created_at, blob, clamped_to: None }
     }
 }
 
@@ -289,17 +302,49 @@ fn write_once(
     wanted: Wanted,
     latest: Option<i64>,
 ) -> Result<Packed, OpError> {
+    let Codec::Estargz { level } = wanted.codec else {
+        return write_into(inner, info, below, wanted, latest, None);
+    };
+    // The tar goes two ways at once: one reads the entries out of it again.
+    let fault = |error: &dyn std::fmt::Display| OpError::environment(format!("cannot pack a layer: {error}"));
+    let (reader, copy) = std::io::pipe().map_err(|error| fault(&error))?;
+    std::thread::scope(|scope| {
+        let reader = BufReader::with_capacity(READ_BYTES, reader);
+        let maker = scope.spawn(|| make_estargz(&inner.store, reader, level));
+        let written = write_into(inner, info, below, wanted, latest, Some(copy));
+        let made = maker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        match (written, made) {
+            (Ok(packed), Ok(blob)) => Ok(Packed { blobs: vec![(wanted.codec, blob)], ..packed }),
+            // A reader that has failed breaks the pipe; a writer that has failed ends the tar too early.
+            (_, Err(error)) if !inner.cancel.is_cancelled() => Err(fault(&error)),
+            (Err(error), _) => Err(error),
+            (Ok(_), Err(_)) => Err(OpError::cancelled()),
+        }
+    })
+}
+
+/// Makes the tar, and from it what comes of its bytes alone; `copy` gets them as well.
+fn write_into(
+    inner: &Inner,
+    info: &LayerInfo,
+    below: &[PathBuf],
+    wanted: Wanted,
+    latest: Option<i64>,
+    copy: Option<PipeWriter>,
+) -> Result<Packed, OpError> {
     let store = &inner.store;
     let codecs = if wanted.codec == Codec::Plain { Vec::new() } else { vec![wanted.codec] };
     let fault = |error: crate::layer::TreeError| OpError::environment(format!("cannot pack a layer: {error}"));
-    let mut sink =
+    let sink =
         LayerSink::new(store, &PackOptions { keep_plain: wanted.codec == Codec::Plain && wanted.store_plain, codecs })
             .map_err(fault)?;
     let cannot = |error: LayerError| {
         cancelled_or(&inner.cancel, || OpError::environment(format!("cannot pack a layer: {error}")))
     };
+    let copy = copy.map(|copy| BufWriter::with_capacity(READ_BYTES, copy));
+    let mut sink = Sink { inner: sink, copy, cancel: &inner.cancel };
     let writer = |sink| {
-        let tar = TarWriter::new(Cancellable { inner: sink, cancel: &inner.cancel });
+        let tar = TarWriter::new(sink);
         if let Some(latest) = latest { tar.clamp_times(latest) } else { tar }
     };
     match (own_tree(info), latest) {
@@ -309,7 +354,7 @@ fn write_once(
             write_tree(tree, &lower, &mut tar).map_err(|error| cancelled_or(&inner.cancel, || fault(error)))?;
             tar.finish().map_err(cannot)?;
         }
-        (None, None) => stream_tar(store, info, &mut sink, &inner.cancel)?,
+        (None, None) => stream_tar(store, info, &mut sink)?,
         (None, Some(_)) => {
             let mut tar = writer(&mut sink);
             let mut entries = LayerReader::new(open_tar(store, info)?, ReadLimits::default());
@@ -319,27 +364,25 @@ fn write_once(
             tar.finish().map_err(cannot)?;
         }
     }
+    let Sink { inner: sink, mut copy, .. } = sink;
+    let flushed = copy.as_mut().map_or(Ok(()), std::io::Write::flush);
+    flushed.map_err(|error| OpError::environment(format!("cannot pack a layer: {error}")))?;
     sink.finish().map_err(fault)
 }
 
 /// Sends a stored tar, plain or compressed, through the sink.
-fn stream_tar(
-    store: &Store,
-    info: &LayerInfo,
-    sink: &mut LayerSink,
-    cancel: &CancellationToken,
-) -> Result<(), OpError> {
+fn stream_tar(store: &Store, info: &LayerInfo, sink: &mut Sink<'_>) -> Result<(), OpError> {
     let mut tar = open_tar(store, info)?;
     let mut buffer = vec![0; READ_BYTES];
     loop {
-        if cancel.is_cancelled() {
-            return Err(OpError::cancelled());
-        }
         let n = tar.read(&mut buffer).map_err(|error| OpError::environment(format!("cannot read a layer: {error}")))?;
         if n == 0 {
             return Ok(());
         }
-        sink.push(&buffer[..n]).map_err(|error| OpError::environment(format!("cannot pack a layer: {error}")))?;
+        let written = std::io::Write::write_all(sink, &buffer[..n]);
+        written.map_err(|error| {
+            cancelled_or(sink.cancel, || OpError::environment(format!("cannot pack a layer: {error}")))
+        })?;
     }
 }
 
@@ -356,18 +399,23 @@ fn open_tar(store: &Store, info: &LayerInfo) -> Result<Box<dyn Read + Send>, OpE
     Ok(tar)
 }
 
-/// Refuses to go on once the build was stopped.
-struct Cancellable<'a> {
-    inner: &'a mut LayerSink,
+/// Where the bytes of a tar go. Refuses to go on once the build was stopped.
+struct Sink<'a> {
+    inner: LayerSink,
+    copy: Option<BufWriter<PipeWriter>>,
     cancel: &'a CancellationToken,
 }
 
-impl std::io::Write for Cancellable<'_> {
+impl std::io::Write for Sink<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         if self.cancel.is_cancelled() {
             return Err(std::io::Error::other("cancelled"));
         }
-        self.inner.write(bytes)
+        if let Some(copy) = &mut self.copy {
+            copy.write_all(bytes)?;
+        }
+        self.inner.write_all(bytes)?;
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {

@@ -12,6 +12,7 @@ mod hostile;
 mod interrupt;
 mod isolation;
 mod isolation_runtime;
+mod load;
 mod network;
 mod platforms;
 mod pull;

@@ -189,6 +189,63 @@ fn docker_loads_and_runs() {
     check_config(&config, &inspected);
 }
 
+/// eStargz is for lazy readers; for all others it is gzip.
+#[test]
+fn everybody_reads_estargz() {
+    need!(Need::Root, Need::Program("busybox"), Need::Program("skopeo"), Need::Program("podman"));
+    let space = Space::with_busybox();
+    space.write("many/a", "a\n".repeat(3_000_000));
+    space.write("many/b", "b\n");
+    space.write(
+        "Dockerfile",
+        "FROM busybox\nCOPY many /many\nRUN ln /many/b /hard && ln -s many/b /soft && rm /bin/wget\n",
+    );
+    let build = |dest: &str| {
+        let output = format!("type=oci,dest={dest},tar=false,compression=estargz,force-compression=true");
+        space.rbuild(["-q", "-t", NAME, "-o", &output, "."]).success()
+    };
+    let id = build("layout");
+    assert_eq!(build("again"), id);
+    assert_eq!(space.read("again/index.json"), space.read("layout/index.json"));
+
+    let manifest = json(&succeed(
+        Command::new("skopeo").args(["inspect", "--raw"]).arg(format!("oci:{}", space.path("layout").display())),
+    ));
+    for layer in manifest["layers"].as_array().expect("layers") {
+        assert_eq!(layer["mediaType"], "application/vnd.oci.image.layer.v1.tar+gzip");
+        let toc = layer["annotations"]["containerd.io/snapshot/stargz/toc.digest"].as_str().expect("a digest");
+        let hex = layer["digest"].as_str().and_then(|digest| digest.strip_prefix("sha256:")).expect("a digest");
+        let script = "tail -c 51 \"$1\" | od -An -c | tr -d ' \\n' | grep -o '[0-9a-f]*STARGZ'";
+        let place = succeed(
+            Command::new("sh").args(["-c", script, "sh"]).arg(space.path(&format!("layout/blobs/sha256/{hex}"))),
+        );
+        let place = u64::from_str_radix(place.trim().trim_end_matches("STARGZ"), 16).expect("a place");
+        let script = "tail -c +$(($2 + 1)) \"$1\" | head -c -51 | gzip -dc 2> /dev/null | tar xOf - stargz.index.json | sha256sum";
+        let blob = space.path(&format!("layout/blobs/sha256/{hex}"));
+        let sum = succeed(Command::new("sh").args(["-c", script, "sh"]).arg(blob).arg(place.to_string()));
+        assert_eq!(format!("sha256:{}", &sum[..64]), toc);
+    }
+
+    // Converting reads all layers and compares their diff IDs.
+    let convert = |from: String, to: String| {
+        succeed(Command::new("skopeo").args(["copy", "-q", "--insecure-policy", &from, &to]))
+    };
+    let path = |name: &str| space.path(name).display().to_string();
+    convert(format!("oci:{}", path("layout")), format!("docker-archive:{}:judged:1", path("converted.tar")));
+    let listed = succeed(
+        Command::new("sh").args(["-ec", "tar tf \"$1\" | grep -c layer", "sh"]).arg(space.path("converted.tar")),
+    );
+    assert!(listed.trim().parse::<u32>().is_ok_and(|n_layers| n_layers >= 3), "{listed}");
+
+    // We read it as well.
+    space.write("on/Dockerfile", "FROM base\nRUN cat /soft /hard && wc -c < /many/a && ls / && ! ls /bin/wget\n");
+    let base = format!("base=oci-layout://{}", path("layout"));
+    let ran = space.rbuild(["--progress=plain", "--build-context", &base, "on"]);
+    let log = ran.stderr.clone();
+    ran.success();
+    assert!(log.contains("6000000") && !log.contains("stargz.index.json"), "{log}");
+}
+
 fn untar(space: &Space) {
     let mut tar = Command::new("tar");
     tar.current_dir(space.path("")).args(["-xpf", "root.tar", "-C", "untarred", "--numeric-owner"]);

@@ -65,6 +65,12 @@ impl Engine {
         client
     }
 
+    /// Where it listens, as in `DOCKER_HOST`.
+    pub fn address(&self) -> String {
+        let socket = self.own.as_ref().map_or_else(|| PathBuf::from("/var/run/docker.sock"), |own| own.socket.clone());
+        format!("unix://{}", socket.display())
+    }
+
     /// The engine's version, such as `20.10.24+dfsg1`.
     pub fn version(&self) -> String {
         let output = self.client().args(["version", "--format", "{{.Server.Version}}"]).output();

@@ -9,6 +9,7 @@
 mod content;
 mod dir;
 mod error;
+pub(crate) mod estargz;
 mod fix_up;
 pub mod lower;
 mod pack;

@@ -16,7 +16,8 @@ use super::error::Result;
 pub struct PackOptions {
     /// Store the tar itself, under its diff ID.
     pub keep_plain: bool,
-    /// Store these compressed forms. [`Codec::Plain`] means the same as `keep_plain`.
+    /// Store these compressed forms. [`Codec::Plain`] means the same as `keep_plain`; [`Codec::Estargz`] is none that comes of
+    /// the bytes alone ([`super::estargz`]), and is not made here.
     pub codecs: Vec<Codec>,
 }
 
@@ -64,7 +65,9 @@ impl LayerSink {
         }
         let pieces = Arc::new(StorePieces(store.clone()));
         let stream = LayerStream::new(StreamOptions { plain, blobs, pieces })?;
-        Ok(Self { store: store.clone(), codecs: options.codecs.clone(), stream })
+        let mut codecs = options.codecs.clone();
+        codecs.retain(|codec| !matches!(codec, Codec::Estargz { .. }));
+        Ok(Self { store: store.clone(), codecs, stream })
     }
 
     /// Takes the next bytes of the tar.
@@ -116,14 +119,14 @@ impl Write for LayerSink {
 pub fn media_type_of(codec: Codec) -> &'static str {
     match codec {
         Codec::Plain => media_type::OCI_LAYER,
-        Codec::Gzip { .. } => media_type::OCI_LAYER_GZIP,
+        Codec::Gzip { .. } | Codec::Estargz { .. } => media_type::OCI_LAYER_GZIP,
         Codec::Zstd { .. } => media_type::OCI_LAYER_ZSTD,
     }
 }
 
 fn piece_codec(codec: Codec) -> Option<PieceCodec> {
     match codec {
-        Codec::Plain => None,
+        Codec::Plain | Codec::Estargz { .. } => None,
         Codec::Gzip { level } => Some(PieceCodec::Gzip { level }),
         Codec::Zstd { level } => Some(PieceCodec::Zstd { level }),
     }

@@ -190,7 +190,7 @@ impl Api {
         };
         // A writer that failed has cut the archive short, which the engine then complains about.
         match (writer.await, outcome) {
-            (Ok(Err(error)), Err(_)) if !is_broken_pipe(&error) => Err(error),
+            (Ok(Err(error)), Err(_)) if !stream::is_broken_pipe(&error) => Err(error),
             (_, outcome) => outcome,
         }
     }
@@ -235,10 +235,6 @@ impl Api {
             false => failure,
         }
     }
-}
-
-fn is_broken_pipe(error: &OpError) -> bool {
-    error.message.contains("roken pipe")
 }
 
 /// An error with what has caused it: the outer ones name addresses only.

@@ -71,7 +71,8 @@ impl ContainerEngine {
                 if omitted.is_empty() {
                     return api.load(archive, BTreeSet::new(), store, step).await;
                 }
-                step.status(format!("{} layers are there already", omitted.len()), 0, 0, true);
+                let n_layers = archive.built.layers().count();
+                step.status(format!("{} of {n_layers} layers are there already", omitted.len()), 0, 0, true);
                 match api.load(archive.clone(), omitted, store, step).await {
                     Ok(()) => Ok(()),
                     Err(error) if error.tier == solver::Tier::Cancelled => Err(error),

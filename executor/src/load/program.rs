@@ -38,10 +38,13 @@ pub(super) async fn load(
     };
     let (_, output) = tokio::join!(send, child.wait_with_output());
     let output = output.map_err(|error| fault("wait for", error))?;
+    let written = writer.await.map_err(|_| OpError::cancelled())?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
         let reason = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it says nothing");
-        return Err(OpError::environment(format!("{name} does not take the image ({}): {reason}", output.status)));
+        let refused = OpError::environment(format!("{name} does not take the image ({}): {reason}", output.status));
+        // An archive that was cut short on our side is refused, too.
+        return Err(written.err().filter(|error| !stream::is_broken_pipe(error)).unwrap_or(refused));
     }
-    writer.await.map_err(|_| OpError::cancelled())?
+    written
 }

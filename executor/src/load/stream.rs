@@ -37,6 +37,13 @@ pub(super) fn write(
     (receiver, writer)
 }
 
+/// Whether a writer failed because nobody reads any more, which has a reason of its own.
+pub(super) fn is_broken_pipe(error: &OpError) -> bool {
+    error.message.contains(NOBODY_READS)
+}
+
+const NOBODY_READS: &str = "nobody reads the archive any more";
+
 /// BuildKit's name for it.
 const SENDING: &str = "sending tarball";
 
@@ -50,7 +57,7 @@ struct Pieces {
 impl Write for Pieces {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let piece = Bytes::copy_from_slice(bytes);
-        self.sender.blocking_send(piece).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        self.sender.blocking_send(piece).map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, NOBODY_READS))?;
         self.sent_bytes += bytes.len() as u64;
         if self.sent_bytes - self.reported_bytes >= REPORT_BYTES {
             self.reported_bytes = self.sent_bytes;

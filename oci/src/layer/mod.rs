@@ -12,6 +12,7 @@ mod codec;
 mod decompress;
 mod entry;
 mod error;
+mod estargz;
 mod ordered;
 mod path;
 mod stream;
@@ -23,6 +24,7 @@ pub use codec::{CodecError, PieceCodec};
 pub use decompress::{Compression, decompress, sniff_archive};
 pub use entry::{Entry, EntryKind, Xattr};
 pub use error::LayerError;
+pub use estargz::{Estargz, EstargzWriter};
 pub use ordered::Ordered;
 pub use path::{CleanPath, clean_path};
 pub use stream::{

@@ -105,11 +105,22 @@ impl<W: Write> TarWriter<W> {
 
     /// Ends the archive and gives the stream back, not flushed.
     pub fn finish(mut self) -> Result<W, LayerError> {
-        self.write(b"", &ZEROS)?;
+        self.end()?;
         Ok(self.inner)
     }
 
-    fn write_header(&mut self, entry: &Entry<'_>) -> Result<(), LayerError> {
+    /// Writes the end of the archive.
+    pub(super) fn end(&mut self) -> Result<(), LayerError> {
+        self.write(b"", &ZEROS)
+    }
+
+    /// Where it writes to.
+    pub(super) fn inner_mut(&mut self) -> &mut W {
+        &mut self.inner
+    }
+
+    /// Writes what comes before the content.
+    pub(super) fn write_header(&mut self, entry: &Entry<'_>) -> Result<(), LayerError> {
         let mtime_secs = self.latest.map_or(entry.mtime_secs, |latest| entry.mtime_secs.min(latest));
         let entry = &Entry { mtime_secs, ..*entry };
         let parts = HeaderParts::of(entry)?;
@@ -191,7 +202,8 @@ impl<W: Write> TarWriter<W> {
         Ok(())
     }
 
-    fn pad(&mut self, content_bytes: u64) -> Result<(), LayerError> {
+    /// Fills the last block of content.
+    pub(super) fn pad(&mut self, content_bytes: u64) -> Result<(), LayerError> {
         let used = (content_bytes % BLOCK_BYTES as u64) as usize;
         if used == 0 { Ok(()) } else { self.write(b"", &ZEROS[..BLOCK_BYTES - used]) }
     }

@@ -105,7 +105,7 @@ impl Product {
             // What stays on this machine is unpacked at once.
             Output::Load { options, .. } => match &self.container_engine {
                 Some(engine) if engine.is_remote() => (options, gzip, true),
-                _ => (options, Codec::Plain, false),
+                _ => (options, Codec::Plain, true),
             },
             Output::Local { .. } | Output::Tar { .. } | Output::CacheOnly => return None,
         };

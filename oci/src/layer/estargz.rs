@@ -1,0 +1,433 @@
+//! Writes eStargz: a gzip layer in which every file is found without reading the rest.
+//!
+//! Every file's content begins a gzip member of its own, and every [`CHUNK_BYTES`] of it another. Behind the tar's end comes
+//! one more entry, `stargz.index.json`, that lists all entries with the places of their members, and an empty member of 51
+//! bytes that says where it is. Readers of ordinary layers see an ordinary layer: they stop at the tar's end.
+//!
+//! The bytes depend on the entries and the level alone. Format: the eStargz specification of containerd's
+//! stargz-snapshotter, version 1; spec: `spec/engine.md` §1.9.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
+
+use super::codec::{CodecError, Compressors, PieceCodec};
+use super::entry::{Entry, EntryKind};
+use super::error::{LayerError, lossy};
+use super::ordered::Ordered;
+use super::tar_writer::TarWriter;
+use crate::digest::{DiffId, Digest, Sha256};
+
+/// The most bytes of a file in one member.
+const CHUNK_BYTES: u64 = 4 << 20;
+
+/// Name of the list in the archive.
+const TOC_NAME: &str = "stargz.index.json";
+
+/// Raw bytes that may wait for compression or for their turn, for each worker of the pool.
+const IN_FLIGHT_BYTES_PER_THREAD: usize = 8 << 20;
+
+/// Members that may wait: small files are many.
+const IN_FLIGHT_MEMBERS: usize = 1024;
+
+/// What came of a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Estargz {
+    /// Digest of the uncompressed bytes, the list included: not that of the tar alone.
+    pub diff_id: DiffId,
+    /// Length of the uncompressed bytes.
+    pub tar_bytes: u64,
+    /// Digest of the blob.
+    pub digest: Digest,
+    /// Length of the blob.
+    pub size_bytes: u64,
+    /// Digest of the list, by which readers trust it.
+    pub toc_digest: Digest,
+}
+
+impl Estargz {
+    /// Annotations of the layer's descriptor that tell readers of it.
+    pub fn annotations(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([
+            ("containerd.io/snapshot/stargz/toc.digest".to_owned(), self.toc_digest.to_string()),
+            ("io.containers.estargz.uncompressed-size".to_owned(), self.tar_bytes.to_string()),
+        ])
+    }
+}
+
+/// Writes a layer entry by entry.
+pub struct EstargzWriter<W: Write> {
+    /// Headers and padding collect in its vector.
+    tar: TarWriter<Vec<u8>>,
+    out: W,
+    blob: Sha256,
+    plain: Sha256,
+    tar_bytes: u64,
+    compressors: Arc<Compressors>,
+    in_flight: Ordered<(usize, Result<Vec<u8>, CodecError>)>,
+    in_flight_bytes: usize,
+    /// Where each member begins in the blob; one more than have been written.
+    offsets: Vec<u64>,
+    n_members: usize,
+    toc: Vec<Listed>,
+}
+
+/// An entry of the list, and the member that its content begins with.
+struct Listed {
+    entry: TocEntry,
+    member: Option<usize>,
+}
+
+/// As in the specification; the order of the fields is that of its reference implementation.
+#[derive(Serialize)]
+struct Toc {
+    version: u32,
+    entries: Vec<TocEntry>,
+}
+
+#[derive(Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct TocEntry {
+    name: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    #[serde(skip_serializing_if = "is_zero")]
+    size: u64,
+    #[serde(rename = "modtime", skip_serializing_if = "String::is_empty")]
+    mtime: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    link_name: String,
+    #[serde(skip_serializing_if = "is_zero_mode")]
+    mode: u32,
+    #[serde(skip_serializing_if = "is_zero_mode")]
+    uid: u32,
+    #[serde(skip_serializing_if = "is_zero_mode")]
+    gid: u32,
+    #[serde(skip_serializing_if = "is_zero")]
+    offset: u64,
+    #[serde(skip_serializing_if = "is_zero_mode")]
+    dev_major: u32,
+    #[serde(skip_serializing_if = "is_zero_mode")]
+    dev_minor: u32,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    xattrs: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    digest: String,
+    #[serde(skip_serializing_if = "is_zero")]
+    chunk_offset: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    chunk_size: u64,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    chunk_digest: String,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields so")]
+fn is_zero_mode(number: &u32) -> bool {
+    *number == 0
+}
+
+impl<W: Write> EstargzWriter<W> {
+    /// Begins a layer; `level` is one of gzip.
+    ///
+    /// # Errors
+    /// [`LayerError::Io`] for a level that gzip does not have.
+    pub fn new(out: W, level: u8) -> Result<Self, LayerError> {
+        let compressors = Compressors::new(PieceCodec::Gzip { level }).map_err(codec_error)?;
+        Ok(Self {
+            tar: TarWriter::new(Vec::new()),
+            out,
+            blob: Sha256::new(),
+            plain: Sha256::new(),
+            tar_bytes: 0,
+            compressors: Arc::new(compressors),
+            in_flight: Ordered::new(),
+            in_flight_bytes: 0,
+            offsets: vec![0],
+            n_members: 0,
+            toc: Vec::new(),
+        })
+    }
+
+    /// Appends an entry whose content, if it is a regular file, is read from `content`.
+    ///
+    /// # Errors
+    /// As [`TarWriter::append`]; the blob cannot be written.
+    pub fn append(&mut self, entry: &Entry<'_>, content: &mut dyn Read) -> Result<(), LayerError> {
+        self.tar.write_header(entry)?;
+        let mut listed = self.list(entry);
+        let size_bytes = entry.content_bytes();
+        if !matches!(entry.kind, EntryKind::Regular { .. }) {
+            self.toc.push(Listed { entry: listed, member: None });
+            return Ok(());
+        }
+        let first = self.toc.len();
+        let mut whole = Sha256::new();
+        let mut read_bytes = 0;
+        while read_bytes < size_bytes {
+            // What comes before the content belongs to another member.
+            self.cut()?;
+            let chunk_bytes = (size_bytes - read_bytes).min(CHUNK_BYTES);
+            let n_read = content.take(chunk_bytes).read_to_end(self.tar.inner_mut());
+            let n_read = n_read.map_err(|error| LayerError::io("read", entry.path, error))? as u64;
+            if n_read < chunk_bytes {
+                let got_bytes = read_bytes + n_read;
+                return Err(LayerError::ShortContent {
+                    path: lossy(entry.path),
+                    expected_bytes: size_bytes,
+                    got_bytes,
+                });
+            }
+            whole.update(self.tar.inner_mut());
+            listed.chunk_digest = Digest::of(self.tar.inner_mut()).to_string();
+            listed.chunk_offset = read_bytes;
+            read_bytes += chunk_bytes;
+            // The last one says nothing: it goes to the end.
+            listed.chunk_size = if read_bytes < size_bytes { chunk_bytes } else { 0 };
+            let next = TocEntry { name: listed.name.clone(), kind: "chunk", ..TocEntry::default() };
+            self.toc.push(Listed { entry: std::mem::replace(&mut listed, next), member: Some(self.n_members) });
+        }
+        if size_bytes == 0 {
+            self.toc.push(Listed { entry: listed, member: None });
+        }
+        self.toc[first].entry.digest = whole.finish().to_string();
+        self.tar.pad(size_bytes)
+    }
+
+    /// Ends the layer and gives the stream back, not flushed.
+    ///
+    /// # Errors
+    /// The blob cannot be written.
+    pub fn finish(mut self) -> Result<(W, Estargz), LayerError> {
+        self.tar.end()?;
+        self.cut()?;
+        while !self.in_flight.is_empty() {
+            self.write_oldest()?;
+        }
+        let toc_offset = self.offsets.last().copied().unwrap_or_default();
+        let toc = self.table();
+        let entry = Entry {
+            mode: 0o444,
+            ..Entry::new(TOC_NAME.as_bytes(), EntryKind::Regular { size_bytes: toc.len() as u64 })
+        };
+        self.tar.append_bytes(&entry, &toc)?;
+        self.tar.end()?;
+        self.cut()?;
+        self.write_oldest()?;
+        let footer = footer(toc_offset);
+        self.put(&footer)?;
+        let size_bytes = self.offsets.last().copied().unwrap_or_default() + footer.len() as u64;
+        let estargz = Estargz {
+            diff_id: DiffId::of_uncompressed(self.plain.finish()),
+            tar_bytes: self.tar_bytes,
+            digest: self.blob.finish(),
+            size_bytes,
+            toc_digest: Digest::of(&toc),
+        };
+        Ok((self.out, estargz))
+    }
+
+    /// The list, with the places that are known by now.
+    fn table(&mut self) -> Vec<u8> {
+        let place = |Listed { entry, member }: Listed| {
+            let offset = member.and_then(|member| self.offsets.get(member).copied()).unwrap_or_default();
+            TocEntry { offset, ..entry }
+        };
+        let entries = std::mem::take(&mut self.toc).into_iter().map(place).collect();
+        serde_json::to_vec(&Toc { version: 1, entries }).expect("strings and numbers only")
+    }
+
+    fn list(&self, entry: &Entry<'_>) -> TocEntry {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (kind, link, device): (_, &[u8], _) = match entry.kind {
+            EntryKind::Regular { .. } => ("reg", b"", (0, 0)),
+            EntryKind::Directory => ("dir", b"", (0, 0)),
+            EntryKind::Symlink { target } => ("symlink", target, (0, 0)),
+            EntryKind::Hardlink { target } => ("hardlink", target, (0, 0)),
+            EntryKind::Char { major, minor } => ("char", b"", (major, minor)),
+            EntryKind::Block { major, minor } => ("block", b"", (major, minor)),
+            EntryKind::Fifo => ("fifo", b"", (0, 0)),
+        };
+        let is_bare_dir = kind == "dir" && !entry.path.ends_with(b"/");
+        let xattrs = entry.xattrs.iter().map(|xattr| (text(&xattr.name), STANDARD.encode(&xattr.value)));
+        TocEntry {
+            name: text(entry.path) + if is_bare_dir { "/" } else { "" },
+            kind,
+            size: entry.content_bytes(),
+            mtime: crate::time::format_rfc3339(entry.mtime_secs, 0),
+            link_name: text(link),
+            mode: entry.mode,
+            uid: entry.uid,
+            gid: entry.gid,
+            dev_major: device.0,
+            dev_minor: device.1,
+            xattrs: xattrs.collect(),
+            ..TocEntry::default()
+        }
+    }
+
+    /// Ends the member that is being collected, if there is anything in it.
+    fn cut(&mut self) -> Result<(), LayerError> {
+        if self.tar.inner_mut().is_empty() {
+            return Ok(());
+        }
+        let raw = std::mem::take(self.tar.inner_mut());
+        self.plain.update(&raw);
+        self.tar_bytes += raw.len() as u64;
+        let limit = IN_FLIGHT_BYTES_PER_THREAD * rayon::current_num_threads().max(2);
+        while self.in_flight_bytes + raw.len() > limit || self.in_flight.len() >= IN_FLIGHT_MEMBERS {
+            if self.in_flight.is_empty() {
+                break;
+            }
+            self.write_oldest()?;
+        }
+        self.in_flight_bytes += raw.len();
+        self.n_members += 1;
+        let compressors = Arc::clone(&self.compressors);
+        self.in_flight.push(move || (raw.len(), compressors.compress(&raw)));
+        Ok(())
+    }
+
+    /// Waits for a member and writes it.
+    fn write_oldest(&mut self) -> Result<(), LayerError> {
+        let Some((raw_bytes, member)) = self.in_flight.pop() else { return Ok(()) };
+        self.in_flight_bytes -= raw_bytes;
+        let member = member.map_err(codec_error)?;
+        self.put(&member)?;
+        let end = self.offsets.last().copied().unwrap_or_default() + member.len() as u64;
+        self.offsets.push(end);
+        Ok(())
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<(), LayerError> {
+        self.blob.update(bytes);
+        self.out.write_all(bytes).map_err(|error| LayerError::io("write the layer at", b"", error))
+    }
+}
+
+fn codec_error(error: CodecError) -> LayerError {
+    LayerError::io("compress", b"", io::Error::other(error))
+}
+
+/// An empty gzip member whose extra field holds the place of the list.
+fn footer(toc_offset: u64) -> Vec<u8> {
+    let mut footer = vec![0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff];
+    let field = format!("{toc_offset:016x}STARGZ");
+    footer.extend((4 + field.len() as u16).to_le_bytes());
+    footer.extend(b"SG");
+    footer.extend((field.len() as u16).to_le_bytes());
+    footer.extend(field.as_bytes());
+    // One stored block of no bytes; checksum and length of nothing.
+    footer.extend([1, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0]);
+    footer
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use serde_json::Value;
+
+    use super::*;
+    use crate::layer::{LayerReader, ReadLimits, decompress};
+
+    fn write(level: u8, big: &[u8]) -> (Vec<u8>, Estargz) {
+        let mut writer = EstargzWriter::new(Vec::new(), level).unwrap();
+        let file = |path: &'static str, size_bytes| Entry {
+            mode: 0o644,
+            mtime_secs: 1_000_000_000,
+            ..Entry::new(path.as_bytes(), EntryKind::Regular { size_bytes })
+        };
+        let dir = Entry { mode: 0o755, ..Entry::new(b"d", EntryKind::Directory) };
+        writer.append(&dir, &mut io::empty()).unwrap();
+        writer.append(&file("d/small", 5), &mut &b"hello"[..]).unwrap();
+        writer.append(&file("d/empty", 0), &mut io::empty()).unwrap();
+        writer.append(&file("d/big", big.len() as u64), &mut &big[..]).unwrap();
+        writer.append(&Entry::new(b"link", EntryKind::Symlink { target: b"d/small" }), &mut io::empty()).unwrap();
+        writer.finish().unwrap()
+    }
+
+    #[test]
+    fn readers_of_ordinary_layers_see_the_entries_alone() {
+        let big = vec![7; 9 << 20];
+        let (blob, made) = write(4, &big);
+        assert_eq!((made.size_bytes, &made.digest), (blob.len() as u64, &Digest::of(&blob)));
+        let (_, mut tar) = decompress(Cursor::new(blob.clone())).unwrap();
+        let mut plain = Vec::new();
+        tar.read_to_end(&mut plain).unwrap();
+        assert_eq!((plain.len() as u64, Digest::of(&plain)), (made.tar_bytes, made.diff_id.digest().clone()));
+        let mut entries = LayerReader::new(Cursor::new(plain), ReadLimits::default());
+        let mut paths = Vec::new();
+        while let Some(member) = entries.next_member().unwrap() {
+            paths.push(String::from_utf8_lossy(member.entry.path).into_owned());
+        }
+        assert_eq!(
+            paths.iter().map(|path| path.trim_end_matches('/')).collect::<Vec<_>>(),
+            ["d", "d/small", "d/empty", "d/big", "link"]
+        );
+        assert_eq!(write(4, &big).0, blob);
+    }
+
+    #[test]
+    fn every_chunk_is_found_through_the_list() {
+        let big: Vec<u8> = (0..(9_u32 << 20)).map(|number| (number / 1000) as u8).collect();
+        let (blob, made) = write(6, &big);
+        let footer = &blob[blob.len() - 51..];
+        let offset = usize::from_str_radix(std::str::from_utf8(&footer[16..32]).unwrap(), 16).unwrap();
+        let inflate = |from: usize| {
+            let mut raw = Vec::new();
+            flate2::read::GzDecoder::new(&blob[from..]).read_to_end(&mut raw).unwrap();
+            raw
+        };
+        let toc = inflate(offset);
+        let end = toc.iter().skip(512).position(|byte| *byte == 0).unwrap() + 512;
+        let toc = &toc[512..end];
+        assert_eq!(Digest::of(toc), made.toc_digest);
+        assert_eq!(made.annotations()["containerd.io/snapshot/stargz/toc.digest"], made.toc_digest.to_string());
+        let toc: Value = serde_json::from_slice(toc).unwrap();
+        let entries = toc["entries"].as_array().unwrap();
+        let summary: Vec<_> = entries
+            .iter()
+            .map(|entry| {
+                format!(
+                    "{} {} {}",
+                    entry["name"].as_str().unwrap(),
+                    entry["type"].as_str().unwrap(),
+                    entry["chunkOffset"]
+                )
+            })
+            .collect();
+        assert_eq!(
+            summary,
+            [
+                "d/ dir null",
+                "d/small reg null",
+                "d/empty reg null",
+                "d/big reg null",
+                "d/big chunk 4194304",
+                "d/big chunk 8388608",
+                "link symlink null"
+            ]
+        );
+        assert_eq!(entries[1]["modtime"], "2001-09-09T01:46:40Z");
+        assert_eq!(entries[1]["digest"], Digest::of(b"hello").to_string());
+        assert_eq!(entries[2]["digest"], Digest::of(b"").to_string());
+        let mut read: Vec<u8> = Vec::new();
+        for chunk in &entries[3..6] {
+            let raw = inflate(chunk["offset"].as_u64().unwrap() as usize);
+            let size = chunk["chunkSize"].as_u64().map_or(big.len() - read.len(), |size| size as usize);
+            assert_eq!(chunk["chunkDigest"], Digest::of(&raw[..size]).to_string());
+            read.extend(&raw[..size]);
+        }
+        assert!(read == big);
+        assert!(EstargzWriter::new(Vec::new(), 13).is_err());
+    }
+}
