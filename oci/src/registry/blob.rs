@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::client::{Client, Notice, Slot};
 use super::error::{Attempt, Operation, RegistryError};
-use super::hosts::{Endpoint, Purpose};
+use super::hosts::{self, Endpoint, Purpose};
 use super::scopes::Scopes;
 use super::tls::authority;
 use super::transport::{NO_DATA, Reply, Request, attempt, describe, endpoint_url, protocol};
@@ -106,7 +106,7 @@ impl Client {
                 Err(error) => self.notify(&Notice::Fallback { error: &error, next_host: reference.registry() }),
             }
         }
-        let (mut endpoint, mut others) = self.endpoints(reference.registry(), Purpose::Pull);
+        let (mut endpoint, mut others) = self.endpoints(reference, Purpose::Pull)?;
         loop {
             let attempt = attempt(Operation::FetchBlob, &endpoint, reference, blob.digest.to_string());
             let url = endpoint_url(&endpoint, reference, &format!("blobs/{}", blob.digest), &attempt)?;
@@ -129,7 +129,7 @@ impl Client {
         limit_bytes: u64,
     ) -> Result<Bytes, RegistryError> {
         if blob.size_bytes > limit_bytes {
-            let (endpoint, _) = self.endpoints(reference.registry(), Purpose::Pull);
+            let (endpoint, _) = self.endpoints(reference, Purpose::Pull)?;
             let attempt = attempt(Operation::FetchBlob, &endpoint, reference, blob.digest.to_string());
             return Err(RegistryError::TooLarge { attempt, limit_bytes });
         }
@@ -274,14 +274,7 @@ fn foreign_endpoint(url: &Url) -> Option<Endpoint> {
         "http" => "http",
         _ => return None,
     };
-    Some(Endpoint {
-        scheme,
-        host: authority(url),
-        path_prefix: String::new(),
-        namespace: None,
-        verify: true,
-        is_mirror: true,
-    })
+    Some(hosts::foreign_endpoint(scheme, authority(url)))
 }
 
 /// The first offset of `Content-Range: bytes 5-9/10`.

@@ -16,6 +16,7 @@ mod auth;
 mod blob;
 mod challenge;
 mod client;
+mod config;
 mod credentials;
 mod error;
 mod hosts;
@@ -33,6 +34,7 @@ mod transport;
 
 pub use blob::{BlobSink, ChannelSink};
 pub use client::{Client, Notice, Observer};
+pub use config::ConfigFiles;
 pub use error::{Attempt, Operation, RegistryError};
 pub use login::{KeptLogin, Login, LoginError, forget_login, keep_login};
 pub use manifest::{MAX_MANIFEST_SIZE, Resolved};

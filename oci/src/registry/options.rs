@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::config::ConfigFiles;
 use super::login::Login;
 
 /// Pause before the first reconnection.
@@ -32,8 +33,11 @@ pub struct ClientOptions {
     pub insecure: BTreeSet<String>,
     /// Hosts asked by plain HTTP only.
     pub plain_http: BTreeSet<String>,
-    /// Registry → mirrors, best first: `host[:port][/path prefix]`. Only pulls use them.
+    /// Registry → mirrors, best first: `[http[s]://]host[:port][/path prefix]`. Only pulls use them. What is said here
+    /// counts instead of what files say.
     pub mirrors: BTreeMap<String, Vec<String>>,
+    /// Files with settings of registries, read when a registry is first used.
+    pub files: ConfigFiles,
     /// Proxies; requests to this machine never use them.
     pub proxies: Proxies,
     /// When to try again.
@@ -117,6 +121,7 @@ impl Default for ClientOptions {
             insecure: BTreeSet::new(),
             plain_http: BTreeSet::new(),
             mirrors: BTreeMap::new(),
+            files: ConfigFiles::default(),
             proxies: Proxies::default(),
             retry: RetryPolicy::default(),
             max_requests_per_host: 4,

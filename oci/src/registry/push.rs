@@ -87,7 +87,7 @@ impl Client {
     /// # Errors
     /// [`RegistryError`]; absence is none.
     pub async fn blob_exists(&self, target: &ImageRef, digest: &Digest) -> Result<bool, RegistryError> {
-        let (mut endpoint, mut others) = self.endpoints(target.registry(), Purpose::Push);
+        let (mut endpoint, mut others) = self.endpoints(target, Purpose::Push)?;
         loop {
             match self.check_blob(&endpoint, target, digest, Operation::CheckBlob).await {
                 Ok(exists) => return Ok(exists),
@@ -101,7 +101,7 @@ impl Client {
     /// # Errors
     /// [`RegistryError`]: they may not, or the registry cannot be asked.
     pub async fn check_push(&self, target: &ImageRef) -> Result<(), RegistryError> {
-        let (mut endpoint, mut others) = self.endpoints(target.registry(), Purpose::Push);
+        let (mut endpoint, mut others) = self.endpoints(target, Purpose::Push)?;
         loop {
             match self.check_push_at(&endpoint, target).await {
                 Ok(()) => return Ok(()),
@@ -142,7 +142,7 @@ impl Client {
         mounts: &[String],
         mut progress: impl FnMut(u64) + Send,
     ) -> Result<Pushed, RegistryError> {
-        let (mut endpoint, mut others) = self.endpoints(target.registry(), Purpose::Push);
+        let (mut endpoint, mut others) = self.endpoints(target, Purpose::Push)?;
         let mount = best_mount(target.repository(), mounts);
         let upload = Upload { target, blob, open };
         loop {
@@ -182,7 +182,7 @@ impl Client {
         bytes: Bytes,
     ) -> Result<Descriptor, RegistryError> {
         let manifest = Descriptor::new(media_type, Digest::of(&bytes), bytes.len() as u64);
-        let (mut endpoint, mut others) = self.endpoints(target.registry(), Purpose::Push);
+        let (mut endpoint, mut others) = self.endpoints(target, Purpose::Push)?;
         loop {
             match self.push_manifest_at(&endpoint, target, &manifest, &bytes).await {
                 Ok(()) => return Ok(manifest),
