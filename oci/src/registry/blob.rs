@@ -16,7 +16,7 @@ use super::error::{Attempt, Operation, RegistryError};
 use super::hosts::{self, Endpoint, Purpose};
 use super::scopes::Scopes;
 use super::tls::authority;
-use super::transport::{NO_DATA, Reply, Request, attempt, describe, endpoint_url, protocol};
+use super::transport::{NO_DATA, Reply, Request, attempt, describe, endpoint_url};
 use crate::digest::Sha256;
 use crate::image::Descriptor;
 use crate::reference::ImageRef;
@@ -61,6 +61,8 @@ struct Transfer<'a, S> {
     blob: &'a Descriptor,
     hasher: Sha256,
     received_bytes: u64,
+    /// Whether a server has answered a question for a range with nonsense.
+    knows_no_ranges: bool,
     sink: &'a mut S,
     progress: &'a mut (dyn FnMut(u64) + Send),
 }
@@ -95,7 +97,8 @@ impl Client {
         mut progress: impl FnMut(u64) + Send,
     ) -> Result<(), RegistryError> {
         let progress = &mut progress;
-        let mut transfer = Transfer { blob, hasher: Sha256::new(), received_bytes: 0, sink, progress };
+        let mut transfer =
+            Transfer { blob, hasher: Sha256::new(), received_bytes: 0, knows_no_ranges: false, sink, progress };
         for url in blob.urls.iter().filter_map(|url| Url::parse(url).ok()) {
             let Some(endpoint) = foreign_endpoint(&url) else {
                 continue;
@@ -194,15 +197,17 @@ impl Client {
         transfer: &mut Transfer<'_, S>,
     ) -> Result<(), Stop> {
         let mut request = request.clone();
-        if transfer.received_bytes > 0 {
+        if transfer.received_bytes > 0 && !transfer.knows_no_ranges {
             let range = HeaderValue::from_str(&format!("bytes={}-", transfer.received_bytes));
             request.headers.insert(RANGE, range.expect("digits are valid in a header"));
         }
         let reply = self.send(request.clone()).await.map_err(Stop::Fatal)?;
         let mut skip_bytes = match reply.status() {
             StatusCode::PARTIAL_CONTENT if range_start(&reply) == Some(transfer.received_bytes) => 0,
-            StatusCode::PARTIAL_CONTENT => {
-                return Err(Stop::Fatal(protocol(request.attempt, "it sends another range than it was asked for")));
+            StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
+                // What came is right; the rest can be had by asking for everything.
+                transfer.knows_no_ranges = true;
+                return Err(Stop::Broken("it sends another range than it was asked for".to_owned()));
             }
             // The server does not know ranges and starts anew.
             status if status.is_success() => transfer.received_bytes,

@@ -32,6 +32,8 @@ struct Shared {
     limits: Mutex<BTreeMap<String, HostLimit>>,
     /// What is known of a repository, by registry and name.
     settings: Mutex<BTreeMap<(String, String), Result<Arc<Settings>, RegistryError>>>,
+    /// The longest request of an upload, for hosts that want others than usual.
+    chunks: Mutex<BTreeMap<String, u64>>,
     /// The scheme that worked, for hosts that may speak several.
     schemes: Mutex<BTreeMap<String, &'static str>>,
 }
@@ -110,6 +112,7 @@ impl Client {
             auth,
             limits: Mutex::new(BTreeMap::new()),
             settings: Mutex::new(BTreeMap::new()),
+            chunks: Mutex::new(BTreeMap::new()),
             schemes: Mutex::new(BTreeMap::new()),
         };
         Self { shared: Arc::new(shared), observer: None }
@@ -183,6 +186,18 @@ impl Client {
     pub(super) fn remember_scheme(&self, endpoint: &Endpoint) {
         let mut schemes = self.shared.schemes.lock().unwrap_or_else(PoisonError::into_inner);
         schemes.insert(endpoint.host.clone(), endpoint.scheme);
+    }
+
+    /// Bytes that one request of an upload carries at most.
+    pub(super) fn chunk_bytes(&self, endpoint: &Endpoint) -> u64 {
+        let known = self.shared.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&endpoint.host).copied().unwrap_or(self.options().upload_chunk_bytes.max(1))
+    }
+
+    /// Remembers that the host wants requests of other lengths. What is said first counts of contradictions: no chunks.
+    pub(super) fn limit_chunks(&self, endpoint: &Endpoint, most_bytes: u64) {
+        let mut known = self.shared.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(endpoint.host.clone(), most_bytes);
     }
 
     /// Gives the endpoint to ask after `endpoint` has failed with `error`, and says so.

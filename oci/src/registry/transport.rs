@@ -22,6 +22,7 @@ use super::challenge::parse_challenges;
 use super::client::{Client, Notice, Place, Slot};
 use super::error::{Attempt, Operation, RegistryError, is_transient_status, server_message};
 use super::hosts::Endpoint;
+use super::options::jittered;
 use super::scopes::Scopes;
 use super::tls::authority;
 use crate::reference::ImageRef;
@@ -105,7 +106,7 @@ impl Client {
         let policy = &self.options().retry;
         let mut authorization = self.authorization(request.need()).await?;
         let mut answered_challenge = false;
-        let mut failures = 0;
+        let (mut failures, mut connect_failures) = (0, 0);
         loop {
             let body = Body::Bytes(request.body.clone());
             let (error, delay) = match self.send_once(&request, authorization.clone(), body).await {
@@ -129,8 +130,10 @@ impl Client {
                 }
                 Ok(reply) => return Ok(reply),
                 Err(Failure::Fatal(error)) => return Err(error),
-                Err(Failure::Connect(error)) if failures + 1 >= MAX_CONNECT_ATTEMPTS => return Err(error),
-                Err(Failure::Broken(error) | Failure::Connect(error)) => {
+                Err(Failure::Connect(error)) if connect_failures + 1 >= MAX_CONNECT_ATTEMPTS => return Err(error),
+                Err(failure @ (Failure::Broken(_) | Failure::Connect(_))) => {
+                    connect_failures += u32::from(matches!(failure, Failure::Connect(_)));
+                    let (Failure::Broken(error) | Failure::Connect(error) | Failure::Fatal(error)) = failure;
                     failures += 1;
                     (error, policy.reconnect_delay(failures))
                 }
@@ -153,7 +156,7 @@ impl Client {
             return Err(error);
         }
         self.notify(&Notice::Retry { error: &error, delay });
-        tokio::time::sleep(delay).await;
+        tokio::time::sleep(jittered(delay)).await;
         Ok(())
     }
 
