@@ -2,8 +2,10 @@
 //!
 //! A [`Parcel`] says what an image consists of; a [`Pusher`] brings it to a repository, where what is there already is not
 //! sent again. Blobs go first, at the same time; then the documents, each behind what it names; names come last. So a push
-//! that is killed has named nothing, and the next one goes on from where it was.
+//! that is killed has named nothing, and the next one goes on from where it was. Layers may go while the build still runs
+//! ([`EarlyTarget`]).
 
+mod early;
 mod parcel;
 
 use std::collections::BTreeMap;
@@ -20,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::source::image::{ImageSource, observer};
 
+pub(crate) use early::Early;
+pub use early::EarlyTarget;
 pub use parcel::{Blob, Document, Parcel};
 
 /// Progress is reported once in so many bytes.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::Url;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 use super::auth::Authenticator;
 use super::config::Settings;
@@ -14,6 +14,7 @@ use super::error::RegistryError;
 use super::hosts::{Endpoint, Purpose, endpoints, settings_of};
 use super::options::ClientOptions;
 use super::tls::HttpClients;
+use crate::digest::Digest;
 use crate::reference::ImageRef;
 
 /// A client for all registries: pulls and pushes, with one set of connections, tokens and limits.
@@ -32,6 +33,8 @@ struct Shared {
     limits: Mutex<BTreeMap<String, HostLimit>>,
     /// What is known of a repository, by registry and name.
     settings: Mutex<BTreeMap<(String, String), Result<Arc<Settings>, RegistryError>>>,
+    /// Blobs that were brought to a repository, or are: whether it has them.
+    brought: Mutex<BTreeMap<(String, Digest), Arc<tokio::sync::Mutex<bool>>>>,
     /// The longest request of an upload, for hosts that want others than usual.
     chunks: Mutex<BTreeMap<String, u64>>,
     /// The scheme that worked, for hosts that may speak several.
@@ -112,6 +115,7 @@ impl Client {
             auth,
             limits: Mutex::new(BTreeMap::new()),
             settings: Mutex::new(BTreeMap::new()),
+            brought: Mutex::new(BTreeMap::new()),
             chunks: Mutex::new(BTreeMap::new()),
             schemes: Mutex::new(BTreeMap::new()),
         };
@@ -186,6 +190,13 @@ impl Client {
     pub(super) fn remember_scheme(&self, endpoint: &Endpoint) {
         let mut schemes = self.shared.schemes.lock().unwrap_or_else(PoisonError::into_inner);
         schemes.insert(endpoint.host.clone(), endpoint.scheme);
+    }
+
+    /// Held by whoever brings the blob to the repository of `target`; says whether it is known to be there.
+    pub(super) async fn gate(&self, target: &ImageRef, digest: &Digest) -> OwnedMutexGuard<bool> {
+        let key = (target.name_only().to_string(), digest.clone());
+        let gate = self.shared.brought.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone();
+        gate.lock_owned().await
     }
 
     /// Bytes that one request of an upload carries at most.

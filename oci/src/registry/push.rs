@@ -96,6 +96,9 @@ impl Client {
     /// registry that are known to have the blob; the one most like the target is tried. `progress` is told the bytes
     /// sent so far, and may be told less after a failed try.
     ///
+    /// A blob goes to a repository once, however many ask for it, at the same time or later: the others wait, and hear
+    /// that it is there. After a failure or a cancellation, the next one tries.
+    ///
     /// # Errors
     /// [`RegistryError`], after several tries if the reason may pass.
     ///
@@ -109,12 +112,19 @@ impl Client {
         mounts: &[String],
         mut progress: impl FnMut(u64) + Send,
     ) -> Result<Pushed, RegistryError> {
+        let mut is_there = self.gate(target, &blob.digest).await;
+        if *is_there {
+            return Ok(Pushed::Existed);
+        }
         let (mut endpoint, mut others) = self.endpoints(target, Purpose::Push)?;
         let mount = best_mount(target.repository(), mounts);
         let upload = Upload { target, blob, open };
         loop {
             match self.push_blob_at(&endpoint, mount, upload, &mut progress).await {
-                Ok(pushed) => return Ok(pushed),
+                Ok(pushed) => {
+                    *is_there = true;
+                    return Ok(pushed);
+                }
                 Err(error) => endpoint = self.fall_back(&endpoint, &mut others, error)?,
             }
         }

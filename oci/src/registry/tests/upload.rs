@@ -174,3 +174,25 @@ async fn a_token_that_dies_between_chunks_is_replaced_and_nothing_sent_twice() {
     assert_eq!(weather.count("POST"), 1, "the upload went on");
     assert!(tokens.seen().len() >= 3, "{:?}", tokens.lines());
 }
+
+#[tokio::test]
+async fn a_blob_is_sent_once_however_many_ask_for_it() {
+    let fake = Fake::start().await;
+    let client = Client::new(options());
+    let (bytes, blob) = blob(500_000);
+    let mut pushes = tokio::task::JoinSet::new();
+    for _ in 0..6 {
+        let (client, host, bytes, blob) = (client.clone(), fake.host().to_owned(), bytes.clone(), blob.clone());
+        pushes.spawn(async move { push(&client, &host, &bytes, &blob).await });
+    }
+    let all = pushes.join_all().await;
+    let n_uploaded = all.iter().filter(|pushed| matches!(pushed, Ok(Pushed::Uploaded))).count();
+    assert_eq!((n_uploaded, all.len()), (1, 6));
+    assert_eq!((fake.server.count("HEAD"), fake.server.count("PUT")), (1, 1));
+
+    // Whoever comes after a failure tries.
+    let (bytes, other) = self::blob(600_000);
+    fake.fault("POST", "", 1, |_, _| Answer::new(403));
+    assert!(push(&client, fake.host(), &bytes, &other).await.is_err());
+    assert_eq!(push(&client, fake.host(), &bytes, &other).await.expect("pushed"), Pushed::Uploaded);
+}
