@@ -7,11 +7,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use oci::ImageRef;
-use oci::registry::Client;
+use oci::registry::{Client, Notice, Pushed};
 use solver::{Chain, Outcome, Progress, Step, Stream};
 use tokio::task::JoinSet;
 
-use super::{Blob, Pusher, by_repository};
+use super::{Blob, Pusher, by_repository, tell};
 use crate::packer::{Packer, Wanted};
 use crate::source::image::observer;
 
@@ -32,11 +32,16 @@ pub(crate) struct Early {
 
 struct Sender {
     pusher: Pusher,
+    client: Client,
     packer: Packer,
     targets: Vec<(Wanted, ImageRef)>,
+    shown: Arc<Shown>,
+}
+
+/// The step in which this is seen; it begins when there is something to see.
+struct Shown {
     progress: Progress,
-    /// Begun with the first blob.
-    shown: Mutex<Option<(Step, Client)>>,
+    step: Mutex<Option<Step>>,
 }
 
 impl Early {
@@ -50,7 +55,13 @@ impl Early {
                 }
             }
         }
-        let sender = Sender { pusher, packer, targets: list, progress, shown: Mutex::default() };
+        let shown = Arc::new(Shown { progress, step: Mutex::default() });
+        let told = shown.clone();
+        let client = pusher.images.client().observed_by(Arc::new(move |notice| match notice {
+            Notice::Token { .. } => {}
+            notice => observer(&told.step())(notice),
+        }));
+        let sender = Sender { pusher, client, packer, targets: list, shown };
         Self { sender: Arc::new(sender), tasks: Mutex::default() }
     }
 
@@ -73,13 +84,13 @@ impl Early {
                 std::panic::resume_unwind(error.into_panic());
             }
         }
-        self.sender.finish(Outcome::Done);
+        self.sender.shown.finish(Outcome::Done);
     }
 }
 
 impl Drop for Early {
     fn drop(&mut self) {
-        self.sender.finish(Outcome::Canceled);
+        self.sender.shown.finish(Outcome::Canceled);
     }
 }
 
@@ -87,26 +98,28 @@ impl Sender {
     async fn send(&self, chain: &Chain, wanted: Wanted, repository: &ImageRef) {
         // Whoever waits for the layer in the end hears of a failure.
         let Ok(packed) = self.packer.packed_top(chain, wanted).await else { return };
-        let (step, client) = self.shown();
         let blob = Blob { descriptor: packed.blob, diff_id: Some(packed.diff_id) };
-        let pushed = self.pusher.push_blob(&client, repository, &blob, &step);
-        if let Some(Err(error)) = self.pusher.cancel.run_until_cancelled(pushed).await {
-            step.log(Stream::Stderr, format!("{}; it is tried again in the end\n", error.message).into_bytes());
+        let show = || self.shown.step();
+        let pushed = self.pusher.push_blob(&self.client, repository, &blob, &show);
+        match self.pusher.cancel.run_until_cancelled(pushed).await {
+            // The push at the end says so.
+            None | Some(Ok(Pushed::Existed)) => {}
+            Some(Ok(pushed)) => tell(&pushed, &blob.descriptor, &show()),
+            Some(Err(error)) => {
+                show().log(Stream::Stderr, format!("{}; it is tried again in the end\n", error.message).into_bytes());
+            }
         }
     }
+}
 
-    fn shown(&self) -> (Step, Client) {
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        let begin = || {
-            let step = self.progress.start("pushing layers while the build runs");
-            let client = self.pusher.images.client().observed_by(observer(&step));
-            (step, client)
-        };
-        shown.get_or_insert_with(begin).clone()
+impl Shown {
+    fn step(&self) -> Step {
+        let mut step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
+        step.get_or_insert_with(|| self.progress.start("pushing layers while the build runs")).clone()
     }
 
     fn finish(&self, outcome: Outcome) {
-        if let Some((step, _)) = self.shown.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(step) = self.step.lock().unwrap_or_else(PoisonError::into_inner).take() {
             step.finish(outcome);
         }
     }
