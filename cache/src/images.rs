@@ -18,6 +18,9 @@ use crate::store::{Store, now};
 /// Manifests, indexes and configs are small; a bigger blob is none, whatever points to it.
 const MAX_DOCUMENT_BYTES: u64 = 32 << 20;
 
+/// How long an image is kept for a push that has not ended.
+const PUSH_LIFE_SECONDS: i64 = 7 * 24 * 3600;
+
 /// A named or dangling image of the local store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredImage {
@@ -104,6 +107,30 @@ impl Store {
     /// All images, newest first.
     pub fn images(&self) -> Result<Vec<StoredImage>> {
         list(&self.inner.layout)
+    }
+
+    /// Notes that an image is about to be pushed under a name that it need not have here, so that it is kept, and can be
+    /// found by [`Self::unfinished_push`] should the push not end. Survives the process, not a power cut.
+    pub fn begin_push(&self, reference: &ImageRef, target: &Descriptor) -> Result<()> {
+        let _lock = lock_images(&self.inner.layout)?;
+        let file = ImageFile { reference: Some(reference.to_string()), target: target.clone(), updated_at: now() };
+        self.write_image(&self.inner.layout.push(reference), &file, Durability::Volatile)
+    }
+
+    /// Forgets the push of an image under a name; nothing happens when the name is that of another push by now.
+    pub fn end_push(&self, reference: &ImageRef, target: &Descriptor) -> Result<()> {
+        let _lock = lock_images(&self.inner.layout)?;
+        let path = self.inner.layout.push(reference);
+        if read_image(&path)?.is_some_and(|image| image.target == *target) {
+            remove_if_there(&path)?;
+        }
+        Ok(())
+    }
+
+    /// The image that was last to be pushed under a name, if that push has not ended and is not too long ago.
+    pub fn unfinished_push(&self, reference: &ImageRef) -> Result<Option<StoredImage>> {
+        let pushed = read_image(&self.inner.layout.push(reference))?;
+        Ok(pushed.filter(|push| push.updated_at + PUSH_LIFE_SECONDS > now()))
     }
 
     fn write_dangling(&self, target: &Descriptor) -> Result<()> {
@@ -198,10 +225,26 @@ fn is_named(layout: &Layout, digest: &Digest) -> Result<bool> {
 /// Collects what all images need.
 pub(crate) fn kept(layout: &Layout) -> Result<Kept> {
     let mut kept = Kept::default();
-    for image in list(layout)? {
+    for image in list(layout)?.into_iter().chain(unfinished_pushes(layout)?) {
         keep_document(layout, &image.target, &mut kept);
     }
     Ok(kept)
+}
+
+/// Pushes that have not ended; the files of old ones are removed.
+fn unfinished_pushes(layout: &Layout) -> Result<Vec<StoredImage>> {
+    let dir = layout.bucket(Bucket::Pushes);
+    let mut pushes = Vec::new();
+    for entry in std::fs::read_dir(&dir).during("list", &dir)? {
+        let path = entry.during("list", &dir)?.path();
+        match read_image(&path)? {
+            Some(push) if push.updated_at + PUSH_LIFE_SECONDS > now() => pushes.push(push),
+            _ => {
+                remove_if_there(&path)?;
+            }
+        }
+    }
+    Ok(pushes)
 }
 
 /// Each document is read once; what a broken or absent one would have named is unknown and therefore not kept.
@@ -289,6 +332,30 @@ mod tests {
         assert!(!store.untag(&reference("b")).unwrap());
         store.keep_dangling(&old).unwrap();
         assert!(store.remove_dangling(&old.digest).unwrap());
+        check(&store);
+    }
+
+    #[test]
+    fn an_image_is_kept_while_it_is_pushed() {
+        let (_dir, store) = store();
+        let (old, new) = (image(&store, 1), image(&store, 2));
+        let name = reference("r.example/app:1");
+        store.begin_push(&name, &old).unwrap();
+        assert!(store.images().unwrap().is_empty(), "it has no name here");
+        assert!(kept(&store.inner.layout).unwrap().blobs.contains(&old.digest));
+        store.begin_push(&name, &new).unwrap();
+        store.end_push(&name, &old).unwrap();
+        assert_eq!(store.unfinished_push(&name).unwrap().map(|push| push.target), Some(new.clone()));
+        store.end_push(&name, &new).unwrap();
+        store.end_push(&name, &new).unwrap();
+        assert_eq!(store.unfinished_push(&name).unwrap(), None);
+        assert!(kept(&store.inner.layout).unwrap().blobs.is_empty());
+
+        let long_ago = ImageFile { reference: Some(name.to_string()), target: new, updated_at: 1_000_000 };
+        let path = store.inner.layout.push(&name);
+        store.write_image(&path, &long_ago, Durability::Volatile).unwrap();
+        assert_eq!(store.unfinished_push(&name).unwrap(), None);
+        assert!(kept(&store.inner.layout).unwrap().blobs.is_empty() && !path.exists());
         check(&store);
     }
 

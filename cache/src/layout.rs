@@ -20,6 +20,8 @@ pub enum Bucket {
     Trees,
     /// `images-v1/<digest of the name>.json` and `images-v1/dangling-<hex>.json`: what images there are.
     Images,
+    /// `pushes-v1/<digest of the name>.json`: images that are on their way to a registry, or were when it stopped.
+    Pushes,
     /// `mounts-v1/<digest of the id>-<slot>/data`: the directories behind `RUN --mount=type=cache`.
     Mounts,
     /// `contexts-v1/<digest of the root's identity>.idx`: what the files of one local context contained last time.
@@ -41,10 +43,11 @@ pub enum Bucket {
 
 impl Bucket {
     /// All of them.
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Blobs,
         Self::Trees,
         Self::Images,
+        Self::Pushes,
         Self::Mounts,
         Self::Contexts,
         Self::Locks,
@@ -56,10 +59,11 @@ impl Bucket {
     ];
 
     /// The buckets that are directories, made when a store is opened.
-    pub(crate) const DIRECTORIES: [Self; 8] = [
+    pub(crate) const DIRECTORIES: [Self; 9] = [
         Self::Blobs,
         Self::Trees,
         Self::Images,
+        Self::Pushes,
         Self::Mounts,
         Self::Contexts,
         Self::Locks,
@@ -73,6 +77,7 @@ impl Bucket {
             Self::Blobs => "blobs-v1",
             Self::Trees => "trees-v1",
             Self::Images => "images-v1",
+            Self::Pushes => "pushes-v1",
             Self::Mounts => "mounts-v1",
             Self::Contexts => "contexts-v1",
             Self::Locks => "locks-v1",
@@ -131,6 +136,11 @@ impl Layout {
     /// The file of a named image.
     pub(crate) fn image(&self, reference: &ImageRef) -> PathBuf {
         self.bucket(Bucket::Images).join(format!("{}.json", name_digest(&reference.to_string())))
+    }
+
+    /// The file of an image that is pushed under that name.
+    pub(crate) fn push(&self, reference: &ImageRef) -> PathBuf {
+        self.bucket(Bucket::Pushes).join(format!("{}.json", name_digest(&reference.to_string())))
     }
 
     /// The file of a dangling image.

@@ -466,6 +466,9 @@ pub(crate) struct DuArgs {
 /// `rbuild doctor`.
 #[derive(Args, Debug)]
 pub(crate) struct DoctorArgs {
+    /// Say how the registry of this image is reached, and ask it
+    #[arg(value_name = "REF")]
+    pub(crate) reference: Option<String>,
     /// `table` or `json`
     #[arg(long, default_value = "table", value_parser = ["table", "json"])]
     pub(crate) format: String,

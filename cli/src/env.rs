@@ -8,7 +8,12 @@
 //! | `BUILDKIT_PROGRESS` | progress mode when `--progress` is not given |
 //! | `NO_COLOR` | no colours when not empty |
 //! | `DOCKER_CONFIG` | directory of docker's `config.json` (registry credentials, proxies of RUN) |
-//! | `REGISTRY_AUTH_FILE`, `XDG_RUNTIME_DIR` | Podman's `auth.json` |
+//! | `DOCKER_AUTH_CONFIG` | credentials, in the form of `config.json`, before all files |
+//! | `REGISTRY_AUTH_FILE`, `XDG_RUNTIME_DIR`, `XDG_CONFIG_HOME` | Podman's `auth.json` |
+//! | `CONTAINERS_REGISTRIES_CONF`, `REGISTRIES_CONFIG_PATH` | `registries.conf` instead of all others |
+//! | `XDG_CONFIG_HOME` | the user's `registries.conf`, `certs.d`, `buildkitd.toml`, `daemon.json` (`docs/registries.md`) |
+//! | `KANIKO_REGISTRY_MIRROR`, `KANIKO_REGISTRY_MAP` | mirrors of docker.io, and of any registry |
+//! | `RBUILD_REGISTRY_TIMEOUT` | seconds after which a registry that says nothing is asked again (120) |
 //! | `DOCKER_HOST`, `DOCKER_TLS_VERIFY`, `DOCKER_CERT_PATH`, `DOCKER_CONTEXT`, `CONTAINER_HOST`, `CONTAINERD_ADDRESS` | the container engine of `--load` |
 //! | `DOCKER_DEFAULT_PLATFORM` | `--platform` when it is not given |
 //! | `SOURCE_DATE_EPOCH` | passed on as a build argument |
@@ -23,6 +28,7 @@
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The value of a variable; `None` when it is unset or not UTF-8.
 #[expect(clippy::disallowed_methods, reason = "this module is the fence")]
@@ -80,12 +86,51 @@ pub(crate) fn docker_config_dir() -> Option<PathBuf> {
     non_empty("DOCKER_CONFIG").map(PathBuf::from).or_else(|| Some(home()?.join(".docker")))
 }
 
+/// Credentials in the form of docker's `config.json`, and the variable.
+pub(crate) fn auth_config() -> Option<(&'static str, String)> {
+    const NAME: &str = "DOCKER_AUTH_CONFIG";
+    Some((NAME, non_empty(NAME)?))
+}
+
 /// Podman's credential files, most important first.
 pub(crate) fn auth_files() -> Vec<PathBuf> {
     let named = non_empty("REGISTRY_AUTH_FILE").map(PathBuf::from);
-    let runtime = non_empty("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("containers/auth.json"));
-    let config = home().map(|dir| dir.join(".config/containers/auth.json"));
-    [named, runtime, config].into_iter().flatten().collect()
+    let runtime = non_empty("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("containers"));
+    let runtime =
+        runtime.unwrap_or_else(|| PathBuf::from(format!("/run/containers/{}", rustix::process::getuid().as_raw())));
+    let config = config_home().map(|dir| dir.join("containers/auth.json"));
+    [named, Some(runtime.join("auth.json")), config].into_iter().flatten().collect()
+}
+
+/// Where the user's configuration lies.
+pub(crate) fn config_home() -> Option<PathBuf> {
+    non_empty("XDG_CONFIG_HOME").map(PathBuf::from).or_else(|| Some(home()?.join(".config")))
+}
+
+/// The `registries.conf` that takes the place of all others.
+pub(crate) fn named_registries_conf() -> Option<PathBuf> {
+    ["CONTAINERS_REGISTRIES_CONF", "REGISTRIES_CONFIG_PATH"].into_iter().find_map(non_empty).map(PathBuf::from)
+}
+
+/// Mirrors by registry, in kaniko's variables: `mirror;mirror` of docker.io, and `registry=mirror;registry=mirror`.
+pub(crate) fn named_mirrors() -> Vec<(String, String)> {
+    let parts =
+        |name| non_empty(name).unwrap_or_default().split([';', ',']).map(str::trim).map(str::to_owned).collect();
+    let of_docker: Vec<String> = parts("KANIKO_REGISTRY_MIRROR");
+    let of_all: Vec<String> = parts("KANIKO_REGISTRY_MAP");
+    let of_docker = of_docker.into_iter().map(|mirror| ("docker.io".to_owned(), mirror));
+    let of_all = of_all.iter().filter_map(|pair| {
+        let (registry, mirror) = pair.split_once('=')?;
+        let registry = if registry == "index.docker.io" { "docker.io" } else { registry };
+        Some((registry.to_owned(), mirror.to_owned()))
+    });
+    of_docker.chain(of_all).filter(|(_, mirror)| !mirror.is_empty()).collect()
+}
+
+/// How long a silent registry is waited for.
+pub(crate) fn registry_timeout() -> Option<Duration> {
+    let seconds: u64 = non_empty("RBUILD_REGISTRY_TIMEOUT")?.parse().ok()?;
+    (seconds > 0).then(|| Duration::from_secs(seconds))
 }
 
 /// A variable that is written in lower or upper case.

@@ -29,6 +29,7 @@ use crate::files::{self, Form, Setting, Source};
 use crate::layer::{self, LayerSink, PackOptions};
 use crate::packer::{Packer, Wanted};
 use crate::push::Pusher;
+use crate::push::{Early, EarlyTarget};
 use crate::run::{InputSource, InputTree, RunRequest, Runner};
 use crate::source::{GitSource, HttpSource, ImageSource};
 use crate::view::{Below, RootView};
@@ -73,6 +74,8 @@ pub struct Engine {
 struct Inner {
     parts: EngineParts,
     packer: Packer,
+    /// Sends what is packed while the build runs.
+    early: OnceLock<Early>,
     contexts: BTreeMap<String, Opened>,
     scratch: TempDir,
     /// The steps of [`Engine::fetch`].
@@ -102,13 +105,29 @@ impl Engine {
         };
         let contexts = parts.contexts.iter().map(open).collect();
         let shown = Mutex::default();
-        Ok(Self { inner: Arc::new(Inner { parts, packer, contexts, scratch, shown, _lease: lease }) })
+        Ok(Self {
+            inner: Arc::new(Inner { parts, packer, early: OnceLock::new(), contexts, scratch, shown, _lease: lease }),
+        })
     }
 
     /// Brings images to registries.
     pub fn pusher(&self) -> Pusher {
         let parts = &self.inner.parts;
         Pusher { store: parts.store.clone(), images: parts.images.clone(), cancel: parts.cancel.clone() }
+    }
+
+    /// From now on sends layers to registries as soon as they are final. Counts once.
+    pub fn push_early(&self, targets: &[EarlyTarget]) {
+        let progress = self.inner.parts.progress.clone();
+        let early = || Early::new(self.pusher(), self.inner.packer.clone(), targets, progress);
+        self.inner.early.get_or_init(early);
+    }
+
+    /// Waits until what [`Self::push_early`] has begun is over.
+    pub async fn settle_early(&self) {
+        if let Some(early) = self.inner.early.get() {
+            early.settle().await;
+        }
     }
 
     /// Knows about commands for other machines.
@@ -354,6 +373,9 @@ impl Executor for Engine {
     fn layer_is_final(&self, chain: &Chain) {
         for wanted in &self.inner.parts.wanted {
             self.inner.packer.start(chain, *wanted);
+        }
+        if let Some(early) = self.inner.early.get() {
+            early.send(chain);
         }
     }
 }

@@ -95,6 +95,14 @@ impl Packer {
         Ok(packed)
     }
 
+    /// The top layer of `chain`, ready to leave.
+    ///
+    /// # Errors
+    /// It cannot be packed.
+    pub async fn packed_top(&self, chain: &Chain, wanted: Wanted) -> Result<PackedLayer, OpError> {
+        self.job(chain, wanted).await
+    }
+
     /// As [`Packer::packed`], with layers written again in which no time is later than `latest`, seconds since the epoch:
     /// all but the leading ones that are those of the image `base`. Spec: `spec/engine.md` §1.8.
     ///

@@ -409,7 +409,12 @@ pub(crate) const REGISTRY_USER: (&str, &str) = ("builder", "hunter2");
 impl Registry {
     /// Starts one that serves everybody.
     pub(crate) fn start(space: &Space) -> Self {
-        Self::on_port(space, free_port(), "")
+        Self::with_settings(space, "", "")
+    }
+
+    /// Starts one with more settings of its protocol (`tls: {…}`), and at the top (`auth: {…}`).
+    pub(crate) fn with_settings(space: &Space, http: &str, top: &str) -> Self {
+        Self::on_port(space, free_port(), http, top)
     }
 
     /// Starts one that serves [`REGISTRY_USER`] only.
@@ -417,14 +422,15 @@ impl Registry {
         let (user, password) = REGISTRY_USER;
         space.write("registry/htpasswd", succeed(Command::new("htpasswd").args(["-Bbn", user, password])));
         let file = space.path("registry/htpasswd");
-        Self::on_port(space, free_port(), &format!("auth: {{htpasswd: {{realm: test, path: '{}'}}}}\n", file.display()))
+        Self::with_settings(space, "", &format!("auth: {{htpasswd: {{realm: test, path: '{}'}}}}", file.display()))
     }
 
-    fn on_port(space: &Space, port: u16, auth: &str) -> Self {
+    fn on_port(space: &Space, port: u16, http: &str, top: &str) -> Self {
         let dir = space.path("registry/data");
+        let http = if http.is_empty() { String::new() } else { format!(", {http}") };
         let config = format!(
             "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
-             storage: {{filesystem: {{rootdirectory: '{}'}}}}\nhttp: {{addr: '127.0.0.1:{port}', secret: x}}\n{auth}",
+             storage: {{filesystem: {{rootdirectory: '{}'}}}}\nhttp: {{addr: '127.0.0.1:{port}', secret: x{http}}}\n{top}\n",
             dir.display()
         );
         space.write("registry/config.yml", config);

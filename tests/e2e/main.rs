@@ -19,5 +19,8 @@ mod pull;
 mod push;
 mod real;
 mod referees;
+mod registries;
 mod remote;
 mod ssh;
+mod tokens;
+mod weather;

@@ -50,6 +50,7 @@ pub(crate) fn push(store: &Store, args: &PushArgs, confinement: &Confinement) ->
             let work = async |step: Step| {
                 let parcel = Parcel::of_stored(&packer, store, target, wanted).await?;
                 pusher.push(&parcel, std::slice::from_ref(name), &step).await?;
+                store.end_push(name, target)?;
                 Ok(parcel.top().clone())
             };
             pushed.push(step(&transfer.progress, format!("pushing {}", name.familiar()), work).await?);
@@ -77,8 +78,17 @@ fn named(store: &Store, text: &str, all_tags: bool) -> Result<Vec<(ImageRef, Des
     }
     if !all_tags {
         let name = crate::request::parse_tag(text)?;
-        let image = super::image::find(store, &name.familiar())?.swap_remove(0);
-        return Ok(vec![(name, image.stored.target)]);
+        // One that a build was pushing when it stopped need not have a name here.
+        let unfinished = store.unfinished_push(&name)?;
+        let newest =
+            |stored: &cache::StoredImage| Some(stored.updated_at) > unfinished.as_ref().map(|push| push.updated_at);
+        let target = match (super::image::find(store, &name.familiar()), &unfinished) {
+            (Ok(mut images), None) => images.swap_remove(0).stored.target,
+            (Ok(mut images), Some(_)) if newest(&images[0].stored) => images.swap_remove(0).stored.target,
+            (_, Some(push)) => push.target.clone(),
+            (Err(failure), None) => return Err(failure),
+        };
+        return Ok(vec![(name, target)]);
     }
     let images = store.images()?.into_iter().filter_map(|image| Some((image.reference?, image.target)));
     let of_repository: Vec<_> = images.filter(|(reference, _)| reference.name_only() == name).collect();

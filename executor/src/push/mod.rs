@@ -2,8 +2,10 @@
 //!
 //! A [`Parcel`] says what an image consists of; a [`Pusher`] brings it to a repository, where what is there already is not
 //! sent again. Blobs go first, at the same time; then the documents, each behind what it names; names come last. So a push
-//! that is killed has named nothing, and the next one goes on from where it was.
+//! that is killed has named nothing, and the next one goes on from where it was. Layers may go while the build still runs
+//! ([`EarlyTarget`]).
 
+mod early;
 mod parcel;
 
 use std::collections::BTreeMap;
@@ -20,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::source::image::{ImageSource, observer};
 
+pub(crate) use early::Early;
+pub use early::EarlyTarget;
 pub use parcel::{Blob, Document, Parcel};
 
 /// Progress is reported once in so many bytes.
@@ -80,35 +84,40 @@ impl Pusher {
         parcel: &Parcel,
         step: &Step,
     ) -> Result<(), OpError> {
-        let blobs = parcel.blobs.iter().map(|blob| self.push_blob(client, repository, blob, step));
+        let blobs = parcel.blobs.iter().map(async |blob| {
+            let pushed = self.push_blob(client, repository, blob, &|| step.clone()).await?;
+            tell(&pushed, &blob.descriptor, step);
+            Ok::<(), OpError>(())
+        });
         try_join_all(blobs).await?;
         step.status("pushing layers", 0, 0, true);
         Ok(())
     }
 
-    async fn push_blob(&self, client: &Client, repository: &ImageRef, blob: &Blob, step: &Step) -> Result<(), OpError> {
+    /// `shown` is asked for the step when there is something to show in it.
+    async fn push_blob(
+        &self,
+        client: &Client,
+        repository: &ImageRef,
+        blob: &Blob,
+        shown: &(dyn Fn() -> Step + Sync),
+    ) -> Result<Pushed, OpError> {
         let mounts = self.mounts(repository, blob)?;
         let descriptor = &blob.descriptor;
-        let sent = match self.send(client, repository, descriptor, &mounts, step).await {
+        let sent = match self.send(client, repository, descriptor, &mounts, shown).await {
             // What came from a registry and can be had there again is not always here.
             Err(RegistryError::Local { .. }) if self.store.blob_path(&descriptor.digest).is_none() => {
-                self.fetch(blob, step).await?;
-                self.send(client, repository, descriptor, &mounts, step).await
+                self.fetch(blob, &shown()).await?;
+                self.send(client, repository, descriptor, &mounts, shown).await
             }
             sent => sent,
         };
         let pushed = sent.map_err(|error| failure(repository, &error))?;
-        let id = descriptor.digest.to_string();
-        match pushed {
-            Pushed::Uploaded => step.status(id, descriptor.size_bytes, descriptor.size_bytes, true),
-            Pushed::Existed => step.status(format!("{id} exists"), 0, 0, true),
-            Pushed::Mounted { from } => step.status(format!("{id} mounted from {from}"), 0, 0, true),
-        }
         if let Some(diff_id) = &blob.diff_id {
             let place = repository.name_only().to_string();
             self.store.remember_remote(diff_id, descriptor, &place)?;
         }
-        Ok(())
+        Ok(pushed)
     }
 
     async fn send(
@@ -117,7 +126,7 @@ impl Pusher {
         repository: &ImageRef,
         blob: &Descriptor,
         mounts: &[String],
-        step: &Step,
+        shown: &(dyn Fn() -> Step + Sync),
     ) -> Result<Pushed, RegistryError> {
         let open = || -> io::Result<BlobReader> {
             let path = self.store.blob_path(&blob.digest).ok_or(io::ErrorKind::NotFound)?;
@@ -128,7 +137,7 @@ impl Pusher {
             // Less than before is a new try.
             if sent_bytes < reported || sent_bytes >= reported + PROGRESS_BYTES {
                 reported = sent_bytes;
-                step.status(blob.digest.to_string(), sent_bytes, blob.size_bytes, false);
+                shown().status(blob.digest.to_string(), sent_bytes, blob.size_bytes, false);
             }
         };
         client.push_blob(repository, blob, &open, mounts, progress).await
@@ -154,6 +163,16 @@ impl Pusher {
                 .help("build or pull the image again"));
         }
         Ok(())
+    }
+}
+
+/// Shows how a blob came to be where it is.
+fn tell(pushed: &Pushed, blob: &Descriptor, step: &Step) {
+    let id = blob.digest.to_string();
+    match pushed {
+        Pushed::Uploaded => step.status(id, blob.size_bytes, blob.size_bytes, true),
+        Pushed::Existed => step.status(format!("{id} exists"), 0, 0, true),
+        Pushed::Mounted { from } => step.status(format!("{id} mounted from {from}"), 0, 0, true),
     }
 }
 

@@ -16,7 +16,7 @@ use reqwest::header::HeaderValue;
 
 use super::challenge::Challenge;
 use super::client::{Client, Notice};
-use super::credentials::{Credential, CredentialError, find_credential};
+use super::credentials::{Credential, CredentialError, Found, find_credential};
 use super::error::{Attempt, RegistryError};
 use super::hosts::Endpoint;
 use super::login::Login;
@@ -64,7 +64,7 @@ enum Scheme {
 
 #[derive(Clone)]
 struct KnownCredential {
-    found: Result<Option<Credential>, CredentialError>,
+    found: Result<Option<Found>, CredentialError>,
     at: Instant,
 }
 
@@ -164,33 +164,54 @@ impl Client {
     /// images need none; the reason is told at once, and again should the registry refuse.
     async fn credential(&self, state: &mut HostAuth, need: Need<'_>) -> Option<Credential> {
         let known = state.credentials.get(need.repository).filter(|known| known.at.elapsed() < CREDENTIAL_LIFE);
-        if let Some(known) = known {
-            return known.found.clone().ok().flatten();
-        }
-        let given = need.endpoint.credential_keys().into_iter().find_map(|key| self.options().logins.get(key));
+        let found = match known {
+            Some(known) => known.found.clone(),
+            None => {
+                let found = self.find_credential(need.endpoint, need.repository).await;
+                if let Err(error) = &found {
+                    self.notify(&Notice::Credentials { host: &need.endpoint.host, reason: &error.to_string() });
+                }
+                let known = KnownCredential { found: found.clone(), at: Instant::now() };
+                state.credentials.insert(need.repository.to_owned(), known);
+                found
+            }
+        };
+        found.ok().flatten().map(|found| found.credential)
+    }
+
+    /// The credential for a repository, as the endpoint calls it, and where it is from.
+    pub(super) async fn find_credential(
+        &self,
+        endpoint: &Endpoint,
+        repository: &str,
+    ) -> Result<Option<Found>, CredentialError> {
+        let given = endpoint.credential_keys().into_iter().find_map(|key| self.options().logins.get(key));
         if let Some(Login { username, password }) = given.cloned() {
-            let found = Ok(Some(Credential::Password { username, password }));
-            state
-                .credentials
-                .insert(need.repository.to_owned(), KnownCredential { found: found.clone(), at: Instant::now() });
-            return found.ok().flatten();
+            let credential = Credential::Password { username, password };
+            return Ok(Some(Found { credential, origin: "the command line".to_owned() }));
         }
-        let keys: Vec<String> = need.endpoint.credential_keys().into_iter().map(str::to_owned).collect();
-        let (files, server, repository) =
-            (self.auth().files.clone(), keys.first().cloned().unwrap_or_default(), need.repository.to_owned());
-        let lookup = tokio::task::spawn_blocking(move || find_credential(&files, &keys, &repository));
+        let keys: Vec<String> = endpoint.credential_keys().into_iter().map(str::to_owned).collect();
+        let server = keys.first().cloned().unwrap_or_default();
+        let (files, given, repository) =
+            (self.auth().files.clone(), self.options().auth_config.clone(), repository.to_owned());
+        let lookup = tokio::task::spawn_blocking(move || find_credential(given.as_ref(), &files, &keys, &repository));
         let silent = |reason: &str| CredentialError::Silent { server: server.clone(), reason: reason.to_owned() };
-        let found = match tokio::time::timeout(HELPER_TIMEOUT, lookup).await {
+        match tokio::time::timeout(HELPER_TIMEOUT, lookup).await {
             Ok(Ok(found)) => found,
             Ok(Err(_)) => Err(silent("it crashed")),
             Err(_) => Err(silent("it took more than a minute")),
-        };
-        if let Err(error) = &found {
-            self.notify(&Notice::Credentials { host: &need.endpoint.host, reason: &error.to_string() });
         }
-        let known = KnownCredential { found: found.clone(), at: Instant::now() };
-        state.credentials.insert(need.repository.to_owned(), known);
-        found.ok().flatten()
+    }
+
+    /// How the host lets people in, in words; `None` if it has not asked.
+    pub(super) async fn scheme_of(&self, endpoint: &Endpoint) -> Option<String> {
+        let host = self.auth().host(&endpoint.host);
+        let state = host.lock().await;
+        match &state.scheme {
+            None => None,
+            Some(Scheme::Basic) => Some("Basic authentication".to_owned()),
+            Some(Scheme::Bearer { realm, .. }) => Some(format!("tokens of {realm}")),
+        }
     }
 }
 

@@ -13,10 +13,10 @@ use tokio::sync::mpsc;
 
 use super::client::{Client, Notice, Slot};
 use super::error::{Attempt, Operation, RegistryError};
-use super::hosts::{Endpoint, Purpose};
+use super::hosts::{self, Endpoint, Purpose};
 use super::scopes::Scopes;
 use super::tls::authority;
-use super::transport::{NO_DATA, Reply, Request, attempt, describe, endpoint_url, protocol};
+use super::transport::{NO_DATA, Reply, Request, attempt, describe, endpoint_url};
 use crate::digest::Sha256;
 use crate::image::Descriptor;
 use crate::reference::ImageRef;
@@ -61,6 +61,8 @@ struct Transfer<'a, S> {
     blob: &'a Descriptor,
     hasher: Sha256,
     received_bytes: u64,
+    /// Whether a server has answered a question for a range with nonsense.
+    knows_no_ranges: bool,
     sink: &'a mut S,
     progress: &'a mut (dyn FnMut(u64) + Send),
 }
@@ -95,7 +97,8 @@ impl Client {
         mut progress: impl FnMut(u64) + Send,
     ) -> Result<(), RegistryError> {
         let progress = &mut progress;
-        let mut transfer = Transfer { blob, hasher: Sha256::new(), received_bytes: 0, sink, progress };
+        let mut transfer =
+            Transfer { blob, hasher: Sha256::new(), received_bytes: 0, knows_no_ranges: false, sink, progress };
         for url in blob.urls.iter().filter_map(|url| Url::parse(url).ok()) {
             let Some(endpoint) = foreign_endpoint(&url) else {
                 continue;
@@ -106,7 +109,7 @@ impl Client {
                 Err(error) => self.notify(&Notice::Fallback { error: &error, next_host: reference.registry() }),
             }
         }
-        let (mut endpoint, mut others) = self.endpoints(reference.registry(), Purpose::Pull);
+        let (mut endpoint, mut others) = self.endpoints(reference, Purpose::Pull)?;
         loop {
             let attempt = attempt(Operation::FetchBlob, &endpoint, reference, blob.digest.to_string());
             let url = endpoint_url(&endpoint, reference, &format!("blobs/{}", blob.digest), &attempt)?;
@@ -129,7 +132,7 @@ impl Client {
         limit_bytes: u64,
     ) -> Result<Bytes, RegistryError> {
         if blob.size_bytes > limit_bytes {
-            let (endpoint, _) = self.endpoints(reference.registry(), Purpose::Pull);
+            let (endpoint, _) = self.endpoints(reference, Purpose::Pull)?;
             let attempt = attempt(Operation::FetchBlob, &endpoint, reference, blob.digest.to_string());
             return Err(RegistryError::TooLarge { attempt, limit_bytes });
         }
@@ -194,15 +197,17 @@ impl Client {
         transfer: &mut Transfer<'_, S>,
     ) -> Result<(), Stop> {
         let mut request = request.clone();
-        if transfer.received_bytes > 0 {
+        if transfer.received_bytes > 0 && !transfer.knows_no_ranges {
             let range = HeaderValue::from_str(&format!("bytes={}-", transfer.received_bytes));
             request.headers.insert(RANGE, range.expect("digits are valid in a header"));
         }
         let reply = self.send(request.clone()).await.map_err(Stop::Fatal)?;
         let mut skip_bytes = match reply.status() {
             StatusCode::PARTIAL_CONTENT if range_start(&reply) == Some(transfer.received_bytes) => 0,
-            StatusCode::PARTIAL_CONTENT => {
-                return Err(Stop::Fatal(protocol(request.attempt, "it sends another range than it was asked for")));
+            StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
+                // What came is right; the rest can be had by asking for everything.
+                transfer.knows_no_ranges = true;
+                return Err(Stop::Broken("it sends another range than it was asked for".to_owned()));
             }
             // The server does not know ranges and starts anew.
             status if status.is_success() => transfer.received_bytes,
@@ -274,14 +279,7 @@ fn foreign_endpoint(url: &Url) -> Option<Endpoint> {
         "http" => "http",
         _ => return None,
     };
-    Some(Endpoint {
-        scheme,
-        host: authority(url),
-        path_prefix: String::new(),
-        namespace: None,
-        verify: true,
-        is_mirror: true,
-    })
+    Some(hosts::foreign_endpoint(scheme, authority(url)))
 }
 
 /// The first offset of `Content-Range: bytes 5-9/10`.

@@ -6,13 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::Url;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 use super::auth::Authenticator;
+use super::config::Settings;
 use super::error::RegistryError;
-use super::hosts::{Endpoint, Purpose, endpoints};
+use super::hosts::{Endpoint, Purpose, endpoints, settings_of};
 use super::options::ClientOptions;
 use super::tls::HttpClients;
+use crate::digest::Digest;
+use crate::reference::ImageRef;
 
 /// A client for all registries: pulls and pushes, with one set of connections, tokens and limits.
 ///
@@ -28,6 +31,12 @@ struct Shared {
     http: HttpClients,
     auth: Authenticator,
     limits: Mutex<BTreeMap<String, HostLimit>>,
+    /// What is known of a repository, by registry and name.
+    settings: Mutex<BTreeMap<(String, String), Result<Arc<Settings>, RegistryError>>>,
+    /// Blobs that were brought to a repository, or are: whether it has them.
+    brought: Mutex<BTreeMap<(String, Digest), Arc<tokio::sync::Mutex<bool>>>>,
+    /// The longest request of an upload, for hosts that want others than usual.
+    chunks: Mutex<BTreeMap<String, u64>>,
     /// The scheme that worked, for hosts that may speak several.
     schemes: Mutex<BTreeMap<String, &'static str>>,
 }
@@ -105,6 +114,9 @@ impl Client {
             http: HttpClients::new(),
             auth,
             limits: Mutex::new(BTreeMap::new()),
+            settings: Mutex::new(BTreeMap::new()),
+            brought: Mutex::new(BTreeMap::new()),
+            chunks: Mutex::new(BTreeMap::new()),
             schemes: Mutex::new(BTreeMap::new()),
         };
         Self { shared: Arc::new(shared), observer: None }
@@ -134,24 +146,69 @@ impl Client {
 
     /// The connections to a URL that the endpoint led to.
     pub(super) async fn http_for(&self, url: &Url, endpoint: &Endpoint) -> Result<reqwest::Client, RegistryError> {
-        self.shared.http.client_for(url, &endpoint.host, endpoint.verify, &self.shared.options).await
+        self.shared.http.client_for(url, endpoint, &self.shared.options).await
     }
 
-    /// The endpoint of a registry to ask first, and the others in order; for a host whose scheme is known by now, only
-    /// that one.
-    pub(super) fn endpoints(&self, registry: &str, purpose: Purpose) -> (Endpoint, Endpoints) {
-        let mut list = endpoints(registry, purpose, &self.shared.options);
+    /// The endpoint to ask first, and the others in order; for a host whose scheme is known by now, only that one.
+    ///
+    /// # Errors
+    /// [`RegistryError::Configuration`]: a file is broken, or leaves no host that serves.
+    pub(super) fn endpoints(
+        &self,
+        reference: &ImageRef,
+        purpose: Purpose,
+    ) -> Result<(Endpoint, Endpoints), RegistryError> {
+        let settings = self.settings(reference)?;
+        let mut list = endpoints(reference, purpose, &settings, &self.shared.options);
         let schemes = self.shared.schemes.lock().unwrap_or_else(PoisonError::into_inner);
         list.retain(|endpoint| schemes.get(&endpoint.host).is_none_or(|scheme| *scheme == endpoint.scheme));
         let mut list = list.into_iter();
-        let first = list.next().expect("a registry has an endpoint, and a scheme that worked is one of its schemes");
-        (first, list)
+        let Some(first) = list.next() else {
+            let (path, name) = (settings.source.clone(), reference.name_only());
+            let reason = match purpose {
+                Purpose::Push => format!("no host in it takes what is pushed to {name}"),
+                Purpose::Resolve | Purpose::Pull => format!("no host in it serves {name}"),
+            };
+            return Err(RegistryError::Configuration { path, reason });
+        };
+        Ok((first, list))
+    }
+
+    /// What is known of the repository of `reference`; files are read once.
+    pub(super) fn settings(&self, reference: &ImageRef) -> Result<Arc<Settings>, RegistryError> {
+        let mut known = self.shared.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = (reference.registry().to_owned(), reference.repository().to_owned());
+        if let Some(settings) = known.get(&name) {
+            return settings.clone();
+        }
+        let settings = settings_of(&name.0, &name.1, &self.shared.options).map(Arc::new);
+        known.insert(name, settings.clone());
+        settings
     }
 
     /// Remembers that the host speaks this scheme.
     pub(super) fn remember_scheme(&self, endpoint: &Endpoint) {
         let mut schemes = self.shared.schemes.lock().unwrap_or_else(PoisonError::into_inner);
         schemes.insert(endpoint.host.clone(), endpoint.scheme);
+    }
+
+    /// Held by whoever brings the blob to the repository of `target`; says whether it is known to be there.
+    pub(super) async fn gate(&self, target: &ImageRef, digest: &Digest) -> OwnedMutexGuard<bool> {
+        let key = (target.name_only().to_string(), digest.clone());
+        let gate = self.shared.brought.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone();
+        gate.lock_owned().await
+    }
+
+    /// Bytes that one request of an upload carries at most.
+    pub(super) fn chunk_bytes(&self, endpoint: &Endpoint) -> u64 {
+        let known = self.shared.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&endpoint.host).copied().unwrap_or(self.options().upload_chunk_bytes.max(1))
+    }
+
+    /// Remembers that the host wants requests of other lengths. What is said first counts of contradictions: no chunks.
+    pub(super) fn limit_chunks(&self, endpoint: &Endpoint, most_bytes: u64) {
+        let mut known = self.shared.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(endpoint.host.clone(), most_bytes);
     }
 
     /// Gives the endpoint to ask after `endpoint` has failed with `error`, and says so.

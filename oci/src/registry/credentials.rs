@@ -41,6 +41,21 @@ impl fmt::Debug for Credential {
     }
 }
 
+/// Credentials in the form of a `config.json`, from elsewhere than a file. `Debug` shows none.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AuthConfig {
+    /// The JSON document.
+    pub text: String,
+    /// Where it is from, for people.
+    pub name: String,
+}
+
+impl fmt::Debug for AuthConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AuthConfig({})", self.name)
+    }
+}
+
 /// A credential file or helper that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum CredentialError {
@@ -90,22 +105,39 @@ struct Entry {
     registrytoken: Option<String>,
 }
 
+/// A credential, and where it is from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// What proves who we are.
+    pub(super) credential: Credential,
+    /// File and part of it, or helper, in words.
+    pub(super) origin: String,
+}
+
 /// Finds the credential for a repository.
 ///
-/// `files` are asked in order, `keys` are the names of the host, the one to ask helpers with first. Inside a file:
+/// `given` is asked first, then `files` in order; `keys` are the names of the host, the one to ask helpers with first. Inside a file:
 /// the host's helper, the common store, the entries; of the entries the one with the longest matching path.
 /// `None` if nobody knows the host.
 pub(super) fn find_credential(
+    given: Option<&AuthConfig>,
     files: &[PathBuf],
     keys: &[String],
     repository: &str,
-) -> Result<Option<Credential>, CredentialError> {
+) -> Result<Option<Found>, CredentialError> {
+    if let Some(AuthConfig { text, name }) = given {
+        let broken = |error: serde_json::Error| CredentialError::File { path: name.clone(), reason: error.to_string() };
+        let file = serde_json::from_str(text).map_err(broken)?;
+        if let Some(found) = find_in_file(&file, Path::new(name), keys, repository)? {
+            return Ok(Some(found));
+        }
+    }
     for path in files {
         let Some(file) = read_file(path)? else {
             continue;
         };
-        if let Some(credential) = find_in_file(&file, path, keys, repository)? {
-            return Ok(Some(credential));
+        if let Some(found) = find_in_file(&file, path, keys, repository)? {
+            return Ok(Some(found));
         }
     }
     Ok(None)
@@ -116,18 +148,22 @@ fn find_in_file(
     path: &Path,
     keys: &[String],
     repository: &str,
-) -> Result<Option<Credential>, CredentialError> {
-    let own_helper = keys.iter().find_map(|key| file.cred_helpers.get(key));
-    if let Some(helper) = own_helper.or(file.creds_store.as_ref()).filter(|helper| !helper.is_empty())
+) -> Result<Option<Found>, CredentialError> {
+    let shown = path.display();
+    let own_helper = keys.iter().find_map(|key| file.cred_helpers.get(key)).map(|helper| (helper, "credHelpers"));
+    let helper = own_helper.or(file.creds_store.as_ref().map(|helper| (helper, "credsStore")));
+    if let Some((helper, part)) = helper.filter(|(helper, _)| !helper.is_empty())
         && let Some(server) = keys.first()
         && let Some(credential) = ask_helper(helper, server)?
     {
-        return Ok(Some(credential));
+        let origin = format!("docker-credential-{helper} ({part} in {shown})");
+        return Ok(Some(Found { credential, origin }));
     }
-    let Some(entry) = find_entry(&file.auths, keys, repository) else {
+    let Some((key, entry)) = find_entry(&file.auths, keys, repository) else {
         return Ok(None);
     };
-    entry.credential().map_err(|reason| CredentialError::File { path: path.display().to_string(), reason })
+    let credential = entry.credential().map_err(|reason| CredentialError::File { path: shown.to_string(), reason })?;
+    Ok(credential.map(|credential| Found { credential, origin: format!("auths of `{key}` in {shown}") }))
 }
 
 fn read_file(path: &Path) -> Result<Option<ConfigFile>, CredentialError> {
@@ -161,24 +197,27 @@ fn ask_helper(helper: &str, server: &str) -> Result<Option<Credential>, Credenti
     }
 }
 
-/// Picks the entry for the longest prefix of `host/repository`; the bare host is the shortest.
+/// Picks the entry, with its key, for the longest prefix of `host/repository`; the bare host is the shortest.
 ///
 /// Keys may also be URLs, with `/v1/` or `/v2/` behind the host, as `docker login` has written them over the years.
-fn find_entry<'a>(auths: &'a BTreeMap<String, Entry>, keys: &[String], repository: &str) -> Option<&'a Entry> {
-    let names: Vec<(&str, &Entry)> = auths.iter().map(|(key, entry)| (bare_key(key), entry)).collect();
+fn find_entry<'a>(
+    auths: &'a BTreeMap<String, Entry>,
+    keys: &[String],
+    repository: &str,
+) -> Option<(&'a str, &'a Entry)> {
+    let find = |wanted: &str| {
+        let found = auths.iter().find(|(key, _)| bare_key(key) == wanted);
+        found.map(|(key, entry)| (key.as_str(), entry))
+    };
     let hosts: Vec<&str> = keys.iter().map(|key| bare_key(key)).collect();
     let mut path = Some(repository);
     while let Some(prefix) = path {
-        for host in &hosts {
-            let wanted = format!("{host}/{prefix}");
-            if let Some((_, entry)) = names.iter().find(|(name, _)| *name == wanted) {
-                return Some(entry);
-            }
+        if let Some(found) = hosts.iter().find_map(|host| find(&format!("{host}/{prefix}"))) {
+            return Some(found);
         }
         path = prefix.rsplit_once('/').map(|(parent, _)| parent);
     }
-    let by_host = |host: &&str| names.iter().find(|(name, _)| name == host).map(|(_, entry)| *entry);
-    hosts.iter().find_map(by_host)
+    hosts.iter().find_map(|host| find(host))
 }
 
 fn bare_key(key: &str) -> &str {
@@ -231,7 +270,30 @@ mod tests {
         let path = dir.path().join("config.json");
         std::fs::write(&path, config).expect("a file");
         let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
-        find_credential(&[dir.path().join("absent.json"), path], &keys, repository)
+        let found = find_credential(None, &[dir.path().join("absent.json"), path], &keys, repository)?;
+        Ok(found.map(|found| found.credential))
+    }
+
+    #[test]
+    fn what_is_in_no_file_is_asked_first_and_origins_are_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("config.json");
+        std::fs::write(&path, r#"{"auths":{"r.example":{"auth":"dTpw"},"https://s.example/v1/":{"auth":"dTpw"}}}"#)
+            .expect("a file");
+        let given =
+            AuthConfig { text: r#"{"auths":{"r.example":{"auth":"dTpxOng="}}}"#.to_owned(), name: "$X".to_owned() };
+        let find = |host: &str| {
+            let found = find_credential(Some(&given), std::slice::from_ref(&path), &[host.to_owned()], "a/b");
+            found.expect("no error").expect("a credential")
+        };
+        let found = find("r.example");
+        assert_eq!(
+            (Some(found.credential), found.origin.as_str()),
+            (password("u", "q:x"), "auths of `r.example` in $X")
+        );
+        let origin = format!("auths of `https://s.example/v1/` in {}", path.display());
+        assert_eq!(find("s.example").origin, origin);
+        assert!(!format!("{given:?}").contains("dTpx"));
     }
 
     fn password(username: &str, password: &str) -> Option<Credential> {

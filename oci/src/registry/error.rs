@@ -252,7 +252,7 @@ impl RegistryError {
 
 /// Statuses that promise that the same request can succeed later.
 pub(super) fn is_transient_status(status: u16) -> bool {
-    matches!(status, 408 | 429 | 500 | 502 | 503 | 504)
+    matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504 | 520..=524)
 }
 
 fn suffix(message: Option<&str>) -> String {

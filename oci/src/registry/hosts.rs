@@ -3,22 +3,29 @@
 //! Spec: `spec/engine.md` §4.2, "Hosts".
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use reqwest::Url;
 
+use super::config::{Extras, Host, Reach, Serves, Settings};
+use super::error::RegistryError;
 use super::options::ClientOptions;
-use crate::reference::DEFAULT_REGISTRY;
+use crate::reference::{DEFAULT_REGISTRY, ImageRef};
 
 /// The host that serves `docker.io`.
 const DEFAULT_REGISTRY_HOST: &str = "registry-1.docker.io";
 /// The key of `docker.io` in Docker's `config.json`.
 pub(super) const DEFAULT_REGISTRY_AUTH_KEY: &str = "https://index.docker.io/v1/";
+/// Path of the API of a host of which nobody says anything else.
+const API_ROOT: &str = "/v2";
 
-/// What the requests are for. Mirrors serve pulls only.
+/// What the requests are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// Reading.
+    /// Asking what a tag names.
+    Resolve,
+    /// Reading what has a digest.
     Pull,
     /// Writing, and the questions that belong to it.
     Push,
@@ -31,7 +38,11 @@ pub(super) struct Endpoint {
     pub(super) scheme: &'static str,
     /// `host[:port]`.
     pub(super) host: String,
-    /// In front of the repository, with a slash at its end, or empty.
+    /// Path of the API, with a slash in front and none at its end.
+    pub(super) api_root: String,
+    /// What a repository loses in front, a path without slashes at its ends.
+    pub(super) strip: String,
+    /// What a repository gets in front, a path without slashes at its ends.
     pub(super) path_prefix: String,
     /// Told to mirrors that serve several registries (`?ns=`).
     pub(super) namespace: Option<String>,
@@ -39,17 +50,30 @@ pub(super) struct Endpoint {
     pub(super) verify: bool,
     /// Whether another server stands in for the registry.
     pub(super) is_mirror: bool,
+    /// What its connections need.
+    pub(super) extras: Arc<Extras>,
 }
 
 impl Endpoint {
     /// The repository as this endpoint calls it.
     pub(super) fn repository(&self, repository: &str) -> String {
-        format!("{}{repository}", self.path_prefix)
+        let rest = match repository.strip_prefix(&self.strip) {
+            Some(rest) if !self.strip.is_empty() && (rest.is_empty() || rest.starts_with('/')) => {
+                &rest[rest.len().min(1)..]
+            }
+            _ => repository,
+        };
+        match (self.path_prefix.as_str(), rest) {
+            ("", rest) => rest.to_owned(),
+            (prefix, "") => prefix.to_owned(),
+            (prefix, rest) => format!("{prefix}/{rest}"),
+        }
     }
 
     /// `scheme://host/v2/REPOSITORY/REST`, with `ns` where it is needed. `None` if the host makes no URL.
     pub(super) fn url(&self, repository: &str, rest: &str) -> Option<Url> {
-        let text = format!("{}://{}/v2/{}{repository}/{rest}", self.scheme, self.host, self.path_prefix);
+        let repository = self.repository(repository);
+        let text = format!("{}://{}{}/{repository}/{rest}", self.scheme, self.host, self.api_root);
         let mut url = Url::parse(&text).ok()?;
         if let Some(namespace) = &self.namespace {
             url.query_pairs_mut().append_pair("ns", namespace);
@@ -59,13 +83,18 @@ impl Endpoint {
 
     /// `scheme://host/v2/`, which says whether we are let in. `None` if the host makes no URL.
     pub(super) fn root_url(&self) -> Option<Url> {
-        Url::parse(&format!("{}://{}/v2/", self.scheme, self.host)).ok()
+        Url::parse(&format!("{}://{}{}/", self.scheme, self.host, self.api_root)).ok()
     }
 
     /// Whether a URL leads to this very endpoint, so that what is meant for it may go there.
     pub(super) fn is_home_of(&self, url: &Url) -> bool {
         let own = Url::parse(&format!("{}://{}/", self.scheme, self.host));
         own.is_ok_and(|own| own.origin() == url.origin())
+    }
+
+    /// Whether an answer of this endpoint may lead to a URL: what began with verified TLS does not go on without.
+    pub(super) fn may_lead_to(&self, url: &Url) -> bool {
+        self.scheme == "http" || !self.verify || url.scheme() == "https"
     }
 
     /// The names under which credential files may keep this host, the one to ask helpers with first.
@@ -77,53 +106,127 @@ impl Endpoint {
     }
 }
 
-/// The endpoints of a registry, in the order in which they are tried. Never empty.
-pub(super) fn endpoints(registry: &str, purpose: Purpose, options: &ClientOptions) -> Vec<Endpoint> {
-    let mirrors = options.mirrors.get(registry).filter(|_| purpose == Purpose::Pull);
+/// The host that serves a registry when nobody says otherwise.
+pub(super) fn upstream_host(registry: &str) -> &str {
+    if registry == DEFAULT_REGISTRY { DEFAULT_REGISTRY_HOST } else { registry }
+}
+
+/// Which hosts serve a repository: by what the client was told, else by files, else the registry alone.
+///
+/// # Errors
+/// [`RegistryError::Configuration`]: a file is broken, or blocks the registry.
+pub(super) fn settings_of(
+    registry: &str,
+    repository: &str,
+    options: &ClientOptions,
+) -> Result<Settings, RegistryError> {
+    if let Some(mirrors) = options.mirrors.get(registry) {
+        let mut hosts: Vec<Host> = mirrors.iter().map(|text| Host::mirror(text)).collect();
+        hosts.push(Host::registry(registry));
+        return Ok(Settings { source: Settings::TOLD.to_owned(), is_blocked: false, hosts });
+    }
+    let settings = Settings::of(&options.files, registry, repository)?;
+    let settings = settings.unwrap_or_else(|| Settings {
+        source: Settings::NOBODY.to_owned(),
+        is_blocked: false,
+        hosts: vec![Host::registry(registry)],
+    });
+    if settings.is_blocked {
+        let reason = format!("it blocks {registry}/{repository}");
+        return Err(RegistryError::Configuration { path: settings.source, reason });
+    }
+    Ok(settings)
+}
+
+/// The endpoints that serve `purpose`, in the order in which they are tried.
+pub(super) fn endpoints(
+    reference: &ImageRef,
+    purpose: Purpose,
+    settings: &Settings,
+    options: &ClientOptions,
+) -> Vec<Endpoint> {
+    let is_pinned = reference.digest().is_some();
+    let serving = |host: &&Host| {
+        let Serves { tags, digests, pushes, pinned } = host.serves;
+        match purpose {
+            Purpose::Resolve => {
+                if is_pinned {
+                    digests && pinned
+                } else {
+                    tags
+                }
+            }
+            Purpose::Pull => digests && (pinned || !is_pinned),
+            Purpose::Push => pushes,
+        }
+    };
+    // What is pushed goes to one place.
+    let most = if purpose == Purpose::Push { 1 } else { usize::MAX };
     let mut list = Vec::new();
-    for mirror in mirrors.into_iter().flatten() {
-        let mirror = mirror.trim_end_matches('/');
-        let (host, prefix) = mirror.split_once('/').unwrap_or((mirror, ""));
-        let path_prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
+    for host in settings.hosts.iter().filter(serving).take(most) {
+        let extras = Arc::new(host.extras.clone());
         list.extend(schemes(host, options).into_iter().map(|(scheme, verify)| Endpoint {
             scheme,
-            host: host.to_owned(),
-            path_prefix: path_prefix.clone(),
-            namespace: Some(registry.to_owned()),
+            host: host.name.clone(),
+            api_root: host.api_root.clone(),
+            strip: host.strip.clone(),
+            path_prefix: host.path_prefix.clone(),
+            namespace: host.wants_namespace.then(|| reference.registry().to_owned()),
             verify,
-            is_mirror: true,
+            is_mirror: host.is_mirror,
+            extras: extras.clone(),
         }));
     }
-    let host = if registry == DEFAULT_REGISTRY { DEFAULT_REGISTRY_HOST } else { registry };
-    list.extend(schemes(host, options).into_iter().map(|(scheme, verify)| Endpoint {
-        scheme,
-        host: host.to_owned(),
-        path_prefix: String::new(),
-        namespace: None,
-        verify,
-        is_mirror: false,
-    }));
     list
 }
 
 /// (scheme, verify) pairs for a host, in the order in which they are tried.
-fn schemes(host: &str, options: &ClientOptions) -> Vec<(&'static str, bool)> {
-    if options.plain_http.contains(host) {
-        vec![("http", true)]
-    } else if options.insecure.contains(host) {
-        vec![("https", false), ("http", true)]
-    } else if !is_this_machine(host) {
-        vec![("https", true)]
-    } else if !certificate_directories(host, options).is_empty() {
-        vec![("https", true), ("http", true)]
-    } else {
-        vec![("http", true)]
+fn schemes(host: &Host, options: &ClientOptions) -> Vec<(&'static str, bool)> {
+    let name = &host.name;
+    let reach = match host.reach {
+        _ if options.plain_http.contains(name) => Reach::Http,
+        Reach::Http => Reach::Http,
+        _ if options.insecure.contains(name) => Reach::Insecure,
+        reach => reach,
+    };
+    match reach {
+        Reach::Http => vec![("http", true)],
+        Reach::Insecure => vec![("https", false), ("http", true)],
+        Reach::Https(verify) => vec![("https", verify)],
+        Reach::Usual if !is_this_machine(name) => vec![("https", true)],
+        Reach::Usual if !host.extras.ca_files.is_empty() || !certificate_directories(name, options).is_empty() => {
+            vec![("https", true), ("http", true)]
+        }
+        Reach::Usual => vec![("http", true)],
+    }
+}
+
+/// An endpoint that is at a URL and nowhere else.
+pub(super) fn foreign_endpoint(scheme: &'static str, host: String) -> Endpoint {
+    Endpoint {
+        scheme,
+        host,
+        api_root: API_ROOT.to_owned(),
+        strip: String::new(),
+        path_prefix: String::new(),
+        namespace: None,
+        verify: true,
+        is_mirror: true,
+        extras: Arc::default(),
     }
 }
 
 /// The existing certificate directories of a host.
 pub(super) fn certificate_directories(host: &str, options: &ClientOptions) -> Vec<PathBuf> {
-    options.certs_dirs.iter().map(|dir| dir.join(host)).filter(|dir| dir.is_dir()).collect()
+    options.certs_dirs.iter().map(|dir| dir.join(host)).filter(|dir| has_certificates(dir)).collect()
+}
+
+/// A directory may also be there for other settings.
+fn has_certificates(dir: &Path) -> bool {
+    let is_certificate = |name: &str| name.ends_with(".crt") || name.ends_with(".cert");
+    std::fs::read_dir(dir).is_ok_and(|mut entries| {
+        entries.any(|entry| entry.is_ok_and(|entry| entry.file_name().to_str().is_some_and(is_certificate)))
+    })
 }
 
 /// Whether `host[:port]` names this machine: `localhost`, 127.0.0.0/8 or ::1.
@@ -139,9 +242,15 @@ pub(super) fn is_this_machine(host: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn of(registry: &str, purpose: Purpose, options: &ClientOptions) -> Vec<Endpoint> {
+        let reference = ImageRef::parse_normalized(&format!("{registry}/a/b:1")).expect("a reference");
+        let settings = settings_of(registry, "a/b", options).expect("settings");
+        endpoints(&reference, purpose, &settings, options)
+    }
+
     fn urls(registry: &str, purpose: Purpose, options: &ClientOptions) -> Vec<String> {
         let url = |endpoint: &Endpoint| endpoint.url("a/b", "manifests/1").expect("a URL").to_string();
-        endpoints(registry, purpose, options).iter().map(url).collect()
+        of(registry, purpose, options).iter().map(url).collect()
     }
 
     #[test]
@@ -167,7 +276,7 @@ mod tests {
 
     #[test]
     fn only_the_same_origin_is_home() {
-        let endpoint = |host: &str| endpoints(host, Purpose::Push, &ClientOptions::default()).remove(0);
+        let endpoint = |host: &str| of(host, Purpose::Push, &ClientOptions::default()).remove(0);
         let cases = [
             ("r.example", "https://r.example/x", true),
             ("r.example:443", "https://r.example/x", true),
@@ -200,9 +309,43 @@ mod tests {
     fn a_certificate_directory_makes_this_machine_speak_https_first() {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::create_dir(dir.path().join("localhost:5000")).expect("a directory");
+        std::fs::write(dir.path().join("localhost:5000/ca.crt"), "").expect("a file");
+        std::fs::create_dir(dir.path().join("localhost:5002")).expect("a directory");
         let options = ClientOptions { certs_dirs: vec![dir.path().to_owned()], ..ClientOptions::default() };
-        let schemes = |host| schemes(host, &options).iter().map(|(scheme, _)| *scheme).collect::<Vec<_>>();
+        let schemes =
+            |host| schemes(&Host::registry(host), &options).iter().map(|(scheme, _)| *scheme).collect::<Vec<_>>();
         assert_eq!(schemes("localhost:5000"), ["https", "http"]);
         assert_eq!(schemes("localhost:5001"), ["http"]);
+        assert_eq!(schemes("localhost:5002"), ["http"], "there is nothing in it");
+    }
+
+    #[test]
+    fn repositories_have_other_names_elsewhere() {
+        let endpoint = |strip: &str, prefix: &str| Endpoint {
+            strip: strip.to_owned(),
+            path_prefix: prefix.to_owned(),
+            ..foreign_endpoint("https", "r".to_owned())
+        };
+        let cases = [
+            ("", "", "a/b", "a/b"),
+            ("", "p/q", "a/b", "p/q/a/b"),
+            ("a", "", "a/b", "b"),
+            ("a", "p", "a/b", "p/b"),
+            ("a/b", "p", "a/b", "p"),
+            ("a", "p", "ab/c", "p/ab/c"),
+        ];
+        for (strip, prefix, repository, expected) in cases {
+            assert_eq!(endpoint(strip, prefix).repository(repository), expected, "{strip} {prefix} {repository}");
+        }
+    }
+
+    #[test]
+    fn verified_tls_is_not_given_up() {
+        let endpoint = |scheme, verify| Endpoint { verify, ..foreign_endpoint(scheme, "r".to_owned()) };
+        let url = |text: &str| Url::parse(text).expect("a URL");
+        assert!(!endpoint("https", true).may_lead_to(&url("http://r/")));
+        assert!(endpoint("https", true).may_lead_to(&url("https://s/")));
+        assert!(endpoint("https", false).may_lead_to(&url("http://r/")));
+        assert!(endpoint("http", true).may_lead_to(&url("http://s/")));
     }
 }

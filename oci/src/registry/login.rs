@@ -19,7 +19,7 @@ use super::error::{Attempt, Operation, RegistryError};
 use super::hosts::{DEFAULT_REGISTRY_AUTH_KEY, Purpose};
 use super::scopes::Scopes;
 use super::transport::{Request, protocol};
-use crate::reference::DEFAULT_REGISTRY;
+use crate::reference::{DEFAULT_REGISTRY, ImageRef};
 
 /// A user name with its password or access key. `Debug` shows no password.
 #[derive(Clone, PartialEq, Eq)]
@@ -82,7 +82,12 @@ impl Client {
     /// # Errors
     /// [`RegistryError::Unauthorized`] when it does not; every other error when it cannot be asked.
     pub async fn check_login(&self, registry: &str) -> Result<(), RegistryError> {
-        let (mut endpoint, mut others) = self.endpoints(registry, Purpose::Push);
+        // Settings are those of the registry as a whole.
+        let any = ImageRef::new(registry, "x/x").map_err(|_| RegistryError::Configuration {
+            path: registry.to_owned(),
+            reason: "it is not a host name with an optional port".to_owned(),
+        })?;
+        let (mut endpoint, mut others) = self.endpoints(&any, Purpose::Push)?;
         loop {
             let attempt = Attempt {
                 operation: Operation::LogIn,

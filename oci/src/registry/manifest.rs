@@ -40,7 +40,7 @@ impl Client {
     /// # Errors
     /// [`RegistryError`]; of several endpoints, that of the last.
     pub async fn resolve(&self, reference: &ImageRef) -> Result<Resolved, RegistryError> {
-        let (mut endpoint, mut others) = self.endpoints(reference.registry(), Purpose::Pull);
+        let (mut endpoint, mut others) = self.endpoints(reference, Purpose::Resolve)?;
         loop {
             match self.resolve_at(&endpoint, reference).await {
                 Ok(resolved) => return Ok(resolved),
@@ -56,7 +56,7 @@ impl Client {
     /// # Errors
     /// [`RegistryError`]; of several endpoints, that of the last.
     pub async fn fetch_manifest(&self, reference: &ImageRef, descriptor: &Descriptor) -> Result<Bytes, RegistryError> {
-        let (mut endpoint, mut others) = self.endpoints(reference.registry(), Purpose::Pull);
+        let (mut endpoint, mut others) = self.endpoints(reference, Purpose::Pull)?;
         loop {
             let outcome = self.get_manifest(&endpoint, reference, Some(&descriptor.digest)).await;
             match outcome.and_then(|(found, bytes, attempt)| same_size(descriptor, &found, bytes, attempt)) {

@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::config::ConfigFiles;
+use super::credentials::AuthConfig;
 use super::login::Login;
 
 /// Pause before the first reconnection.
@@ -17,6 +20,8 @@ pub struct ClientOptions {
     pub user_agent: String,
     /// Directory of Docker's `config.json`.
     pub docker_config_dir: Option<PathBuf>,
+    /// Credentials in the same format that are in no file, asked before all files.
+    pub auth_config: Option<AuthConfig>,
     /// Credential files in the same format (podman's `auth.json`), asked in order before `config.json`.
     pub auth_files: Vec<PathBuf>,
     /// Registry → what to log in with there, before any file is asked.
@@ -32,14 +37,19 @@ pub struct ClientOptions {
     pub insecure: BTreeSet<String>,
     /// Hosts asked by plain HTTP only.
     pub plain_http: BTreeSet<String>,
-    /// Registry → mirrors, best first: `host[:port][/path prefix]`. Only pulls use them.
+    /// Registry → mirrors, best first: `[http[s]://]host[:port][/path prefix]`. Only pulls use them. What is said here
+    /// counts instead of what files say.
     pub mirrors: BTreeMap<String, Vec<String>>,
+    /// Files with settings of registries, read when a registry is first used.
+    pub files: ConfigFiles,
     /// Proxies; requests to this machine never use them.
     pub proxies: Proxies,
     /// When to try again.
     pub retry: RetryPolicy,
     /// Transfers in flight for one host, in each direction; one small request more may always be sent.
     pub max_requests_per_host: usize,
+    /// Longer blobs are sent in chunks of so many bytes, so that not everything is lost when one breaks off.
+    pub upload_chunk_bytes: u64,
 }
 
 /// URLs of proxies, as in the usual environment variables. `Debug` shows none, because they may hold passwords.
@@ -81,8 +91,8 @@ impl fmt::Debug for Proxies {
 impl Default for RetryPolicy {
     fn default() -> Self {
         Self {
-            attempts: 5,
-            first_delay: Duration::from_secs(1),
+            attempts: 8,
+            first_delay: Duration::from_millis(250),
             max_delay: Duration::from_secs(8),
             max_retry_after: Duration::from_secs(120),
             stall_timeout: Duration::from_secs(120),
@@ -103,12 +113,19 @@ impl RetryPolicy {
     }
 }
 
+/// A pause that is up to a quarter longer, so that those who failed together do not come back together.
+pub(super) fn jittered(delay: Duration) -> Duration {
+    let random = RandomState::new().build_hasher().finish() % 1024;
+    delay.mul_f64(1.0 + random as f64 / 4096.0)
+}
+
 impl Default for ClientOptions {
     /// No credentials, the system's CAs, no mirrors, no proxies, four requests a host.
     fn default() -> Self {
         Self {
             user_agent: concat!("rbuild/", env!("CARGO_PKG_VERSION")).to_owned(),
             docker_config_dir: None,
+            auth_config: None,
             auth_files: Vec::new(),
             logins: BTreeMap::new(),
             certs_dirs: Vec::new(),
@@ -117,9 +134,11 @@ impl Default for ClientOptions {
             insecure: BTreeSet::new(),
             plain_http: BTreeSet::new(),
             mirrors: BTreeMap::new(),
+            files: ConfigFiles::default(),
             proxies: Proxies::default(),
             retry: RetryPolicy::default(),
             max_requests_per_host: 4,
+            upload_chunk_bytes: 64 << 20,
         }
     }
 }
@@ -131,10 +150,18 @@ mod tests {
     #[test]
     fn pauses_double_up_to_the_cap() {
         let policy = RetryPolicy::default();
-        let seconds: Vec<u64> = (1..=6).map(|failures| policy.delay(failures).as_secs()).collect();
-        assert_eq!(seconds, [1, 2, 4, 8, 8, 8]);
+        let millis: Vec<u128> = (1..=7).map(|failures| policy.delay(failures).as_millis()).collect();
+        assert_eq!(millis, [250, 500, 1000, 2000, 4000, 8000, 8000]);
         assert_eq!(policy.delay(u32::MAX), policy.max_delay);
         let millis: Vec<u128> = (1..=4).map(|failures| policy.reconnect_delay(failures).as_millis()).collect();
-        assert_eq!(millis, [50, 1000, 2000, 4000]);
+        assert_eq!(millis, [50, 250, 500, 1000]);
+    }
+
+    #[test]
+    fn pauses_differ() {
+        let delay = Duration::from_secs(8);
+        let pauses: BTreeSet<Duration> = (0..100).map(|_| jittered(delay)).collect();
+        assert!(pauses.len() > 50, "{pauses:?}");
+        assert!(pauses.iter().all(|pause| (delay..=delay * 5 / 4).contains(pause)));
     }
 }

@@ -1,38 +1,26 @@
 //! Writing: blobs and manifests.
 //!
-//! A blob is asked for, then mounted from another repository, then sent as one stream: some registries know no chunks,
-//! and those that do gain nothing from them.
+//! A blob is asked for, then mounted from another repository, then sent (`upload`).
 //!
 //! Spec: `spec/engine.md` §4.3.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
-use reqwest::{Method, StatusCode, Url};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Method, StatusCode};
 use tokio::io::AsyncRead;
-use tokio::time::Instant;
-use tokio_util::io::ReaderStream;
 
 use super::client::{Client, Slot};
-use super::error::{Attempt, Operation, RegistryError, is_transient_status};
+use super::error::{Attempt, Operation, RegistryError};
 use super::hosts::{Endpoint, Purpose};
 use super::scopes::Scopes;
-use super::transport::{Body, Failure, Reply, Request, attempt, endpoint_url, protocol};
+use super::transport::{Body, Request, attempt, endpoint_url, protocol};
+use super::upload::{Feed, MAX_SIZES, Progress, Session, Stop, Upload, session_of, upload_request};
 use crate::digest::Digest;
 use crate::image::Descriptor;
 use crate::reference::ImageRef;
-
-/// Bytes handed to the network at a time.
-const CHUNK_SIZE: usize = 256 << 10;
-/// How often an upload is looked after.
-const WATCH_INTERVAL: Duration = Duration::from_millis(100);
-/// How long a registry may take to answer once it has everything: it may move a large blob to another store first.
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 /// The bytes of a blob, from the start.
 pub type BlobReader = Box<dyn AsyncRead + Send + Unpin>;
@@ -51,34 +39,13 @@ pub enum Pushed {
     Uploaded,
 }
 
-/// A blob and what is needed to send it.
-#[derive(Clone, Copy)]
-struct Upload<'a> {
-    target: &'a ImageRef,
-    blob: &'a Descriptor,
-    open: &'a (dyn Fn() -> io::Result<BlobReader> + Send + Sync),
-}
-
-/// Is told the bytes sent so far.
-type Progress<'a> = &'a mut (dyn FnMut(u64) + Send);
-
 /// What came of asking for a mount.
 enum Mount {
     Done,
     /// The registry wants the bytes, here.
-    UploadTo(Url),
+    UploadTo(Session),
     /// We may not read the other repository.
     Denied,
-}
-
-/// Why an upload did not end well.
-enum Stop {
-    /// The token ran out; a new one may help.
-    Unauthorized(Reply),
-    /// Sending it again can help, after the pause that the registry asks for.
-    Passing(RegistryError, Option<Duration>),
-    /// It cannot.
-    Fatal(RegistryError),
 }
 
 impl Client {
@@ -87,7 +54,7 @@ impl Client {
     /// # Errors
     /// [`RegistryError`]; absence is none.
     pub async fn blob_exists(&self, target: &ImageRef, digest: &Digest) -> Result<bool, RegistryError> {
-        let (mut endpoint, mut others) = self.endpoints(target.registry(), Purpose::Push);
+        let (mut endpoint, mut others) = self.endpoints(target, Purpose::Push)?;
         loop {
             match self.check_blob(&endpoint, target, digest, Operation::CheckBlob).await {
                 Ok(exists) => return Ok(exists),
@@ -101,7 +68,7 @@ impl Client {
     /// # Errors
     /// [`RegistryError`]: they may not, or the registry cannot be asked.
     pub async fn check_push(&self, target: &ImageRef) -> Result<(), RegistryError> {
-        let (mut endpoint, mut others) = self.endpoints(target.registry(), Purpose::Push);
+        let (mut endpoint, mut others) = self.endpoints(target, Purpose::Push)?;
         loop {
             match self.check_push_at(&endpoint, target).await {
                 Ok(()) => return Ok(()),
@@ -115,8 +82,8 @@ impl Client {
         let repository = endpoint.repository(target.repository());
         let scopes = Scopes::push(&repository);
         let session = self.open_session(endpoint, target, &attempt, &scopes).await?;
-        if endpoint.is_home_of(&session) {
-            let request = upload_request(endpoint, &attempt, &repository, &scopes, Method::DELETE, session);
+        if endpoint.is_home_of(&session.url) {
+            let request = upload_request(endpoint, &attempt, &repository, &scopes, Method::DELETE, session.url);
             // A registry that knows no giving up forgets the upload by itself.
             drop(self.send_once(&request, self.authorization(request.need()).await?, Body::Bytes(Bytes::new())).await);
         }
@@ -128,6 +95,9 @@ impl Client {
     /// `open` gives the blob's bytes from the start; it is called once a try. `mounts` are repositories of the same
     /// registry that are known to have the blob; the one most like the target is tried. `progress` is told the bytes
     /// sent so far, and may be told less after a failed try.
+    ///
+    /// A blob goes to a repository once, however many ask for it, at the same time or later: the others wait, and hear
+    /// that it is there. After a failure or a cancellation, the next one tries.
     ///
     /// # Errors
     /// [`RegistryError`], after several tries if the reason may pass.
@@ -142,12 +112,19 @@ impl Client {
         mounts: &[String],
         mut progress: impl FnMut(u64) + Send,
     ) -> Result<Pushed, RegistryError> {
-        let (mut endpoint, mut others) = self.endpoints(target.registry(), Purpose::Push);
+        let mut is_there = self.gate(target, &blob.digest).await;
+        if *is_there {
+            return Ok(Pushed::Existed);
+        }
+        let (mut endpoint, mut others) = self.endpoints(target, Purpose::Push)?;
         let mount = best_mount(target.repository(), mounts);
         let upload = Upload { target, blob, open };
         loop {
             match self.push_blob_at(&endpoint, mount, upload, &mut progress).await {
-                Ok(pushed) => return Ok(pushed),
+                Ok(pushed) => {
+                    *is_there = true;
+                    return Ok(pushed);
+                }
                 Err(error) => endpoint = self.fall_back(&endpoint, &mut others, error)?,
             }
         }
@@ -182,7 +159,7 @@ impl Client {
         bytes: Bytes,
     ) -> Result<Descriptor, RegistryError> {
         let manifest = Descriptor::new(media_type, Digest::of(&bytes), bytes.len() as u64);
-        let (mut endpoint, mut others) = self.endpoints(target.registry(), Purpose::Push);
+        let (mut endpoint, mut others) = self.endpoints(target, Purpose::Push)?;
         loop {
             match self.push_manifest_at(&endpoint, target, &manifest, &bytes).await {
                 Ok(()) => return Ok(manifest),
@@ -246,44 +223,67 @@ impl Client {
         let attempt = attempt(Operation::UploadBlob, endpoint, upload.target, upload.blob.digest.to_string());
         let repository = endpoint.repository(upload.target.repository());
         let scopes = Scopes::push(&repository);
+        let request = |method, url| upload_request(endpoint, &attempt, &repository, &scopes, method, url);
         let mut mount = mount;
-        let mut answered_challenge = false;
-        let mut failures = 0;
+        let mut session: Option<Session> = None;
+        let mut feed = Feed::default();
+        let (mut failures, mut n_challenges, mut n_sizes) = (0, 0, 0);
         loop {
-            // Also after a failed try: the blob may be complete although the answer was lost.
-            if self.check_blob(endpoint, upload.target, &upload.blob.digest, Operation::UploadBlob).await? {
-                return Ok(Pushed::Existed);
-            }
-            let mounted = match mount.take() {
-                Some(from) => match self.mount(endpoint, upload, &attempt, from).await? {
-                    Mount::Done => return Ok(Pushed::Mounted { from: from.to_owned() }),
-                    Mount::UploadTo(url) => Some(url),
-                    Mount::Denied => None,
-                },
-                None => None,
-            };
-            let url = match mounted {
-                Some(url) => url,
-                None => self.open_session(endpoint, upload.target, &attempt, &scopes).await?,
-            };
-            let request = upload_request(endpoint, &attempt, &repository, &scopes, Method::PUT, url);
-            let (error, delay) = match self.put_blob(&request, upload, progress).await {
-                Ok(()) => return Ok(Pushed::Uploaded),
-                Err(Stop::Unauthorized(reply)) if !answered_challenge => {
-                    answered_challenge = true;
-                    let rejected = self.authorization(request.need()).await?;
-                    match self.reauthorize(&request, &reply, rejected.as_ref()).await? {
-                        Some(_) => continue,
-                        None => return Err(self.status_error(&request, reply).await),
+            let mut current = match session.take() {
+                Some(session) => session,
+                None => {
+                    // Also after a failed try: the blob may be complete although the answer was lost.
+                    if self.check_blob(endpoint, upload.target, &upload.blob.digest, Operation::UploadBlob).await? {
+                        return Ok(Pushed::Existed);
+                    }
+                    let mounted = match mount.take() {
+                        Some(from) => match self.mount(endpoint, upload, &attempt, from).await? {
+                            Mount::Done => return Ok(Pushed::Mounted { from: from.to_owned() }),
+                            Mount::UploadTo(session) => Some(session),
+                            Mount::Denied => None,
+                        },
+                        None => None,
+                    };
+                    match mounted {
+                        Some(session) => session,
+                        None => self.open_session(endpoint, upload.target, &attempt, &scopes).await?,
                     }
                 }
-                Err(Stop::Unauthorized(reply)) => return Err(self.status_error(&request, reply).await),
-                Err(Stop::Fatal(error)) => return Err(error),
-                Err(Stop::Passing(error, delay)) => (error, delay),
+            };
+            let before = current.offset_bytes;
+            let stop = match self.send_rest(&mut current, &mut feed, upload, &request, progress).await {
+                Ok(()) => return Ok(Pushed::Uploaded),
+                Err(stop) => stop,
+            };
+            if current.offset_bytes > before {
+                (failures, n_challenges) = (0, 0);
+            }
+            let (error, delay) = match stop {
+                Stop::Unauthorized(refused, reply) => {
+                    n_challenges += 1;
+                    let rejected = self.authorization(refused.need()).await?;
+                    let answer = match n_challenges {
+                        1 => self.reauthorize(&refused, &reply, rejected.as_ref()).await?,
+                        _ => None,
+                    };
+                    if answer.is_none() {
+                        return Err(self.status_error(&refused, reply).await);
+                    }
+                    session = self.session_as_it_is(current, upload, &request).await;
+                    continue;
+                }
+                Stop::OtherSize(error) if n_sizes >= MAX_SIZES => return Err(error),
+                Stop::OtherSize(_) => {
+                    n_sizes += 1;
+                    continue;
+                }
+                Stop::Fatal(error) => return Err(error),
+                Stop::Passing(error, delay) => (error, delay),
             };
             failures += 1;
             let delay = delay.unwrap_or_else(|| self.options().retry.delay(failures));
             self.pause(error, failures, delay).await?;
+            session = self.session_as_it_is(current, upload, &request).await;
         }
     }
 
@@ -331,7 +331,7 @@ impl Client {
         };
         match reply.status() {
             StatusCode::CREATED => Ok(Mount::Done),
-            StatusCode::ACCEPTED => upload_url(&reply, endpoint, attempt).map(Mount::UploadTo),
+            StatusCode::ACCEPTED => session_of(&reply, endpoint, attempt).map(Mount::UploadTo),
             _ => Ok(Mount::Denied),
         }
     }
@@ -342,7 +342,7 @@ impl Client {
         target: &ImageRef,
         attempt: &Arc<Attempt>,
         scopes: &Scopes,
-    ) -> Result<Url, RegistryError> {
+    ) -> Result<Session, RegistryError> {
         let repository = endpoint.repository(target.repository());
         let url = endpoint_url(endpoint, target, "blobs/uploads/", attempt)?;
         let request = upload_request(endpoint, attempt, &repository, scopes, Method::POST, url);
@@ -350,156 +350,8 @@ impl Client {
         if !reply.status().is_success() {
             return Err(self.status_error(&request, reply).await);
         }
-        upload_url(&reply, endpoint, attempt)
+        session_of(&reply, endpoint, attempt)
     }
-
-    /// Sends the whole blob once.
-    async fn put_blob(&self, request: &Request<'_>, upload: Upload<'_>, progress: Progress<'_>) -> Result<(), Stop> {
-        let mut request = request.clone();
-        request.url.query_pairs_mut().append_pair("digest", &upload.blob.digest.to_string());
-        request.slot = if upload.blob.size_bytes > CHUNK_SIZE as u64 { Slot::Upload } else { Slot::Small };
-        let authorization = if request.endpoint.is_home_of(&request.url) {
-            self.authorization(request.need()).await.map_err(Stop::Fatal)?
-        } else {
-            None
-        };
-
-        let local = |reason: String| RegistryError::Local { attempt: request.attempt.clone(), reason };
-        let reader = (upload.open)().map_err(|error| Stop::Fatal(local(error.to_string())))?;
-        let source = Arc::new(Source::new(upload.blob.size_bytes));
-        let body = source.clone().stream(reader);
-        let place = self.place(&request.endpoint.host, request.slot).await;
-        let body = Body::Stream(body, upload.blob.size_bytes);
-        let answer = self.send_placed(place, &request, authorization, body);
-        let outcome = self.watch(answer, &source, request.attempt, progress).await;
-        if let Some(reason) = source.error.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            return Err(Stop::Fatal(local(reason)));
-        }
-        let reply = match outcome {
-            Ok(reply) => reply,
-            Err(Failure::Fatal(error)) => return Err(Stop::Fatal(error)),
-            Err(Failure::Connect(error) | Failure::Broken(error)) => return Err(Stop::Passing(error, None)),
-        };
-        match reply.status() {
-            status if status.is_success() => {
-                progress(upload.blob.size_bytes);
-                Ok(())
-            }
-            StatusCode::UNAUTHORIZED => Err(Stop::Unauthorized(reply)),
-            // 404 and 416 are what registries say when they have lost the upload session.
-            status => {
-                let is_lost = matches!(status, StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE);
-                let is_passing = is_lost || is_transient_status(status.as_u16());
-                let most = self.options().retry.max_retry_after;
-                let delay = reply.retry_after().map(|delay| delay.min(most));
-                let error = self.status_error(&request, reply).await;
-                Err(if is_passing { Stop::Passing(error, delay) } else { Stop::Fatal(error) })
-            }
-        }
-    }
-
-    /// Waits for the answer to an upload, reports how far it is, and gives up when it stands still.
-    async fn watch(
-        &self,
-        answer: impl Future<Output = Result<Reply, Failure>>,
-        source: &Source,
-        attempt: &Arc<Attempt>,
-        progress: Progress<'_>,
-    ) -> Result<Reply, Failure> {
-        let mut answer = std::pin::pin!(answer);
-        let mut ticks = tokio::time::interval(WATCH_INTERVAL);
-        let (mut sent_bytes, mut moved_at) = (0, Instant::now());
-        loop {
-            tokio::select! {
-                biased;
-                outcome = &mut answer => return outcome,
-                _ = ticks.tick() => {}
-            }
-            let now_sent = source.sent_bytes.load(Ordering::Relaxed);
-            if now_sent != sent_bytes {
-                (sent_bytes, moved_at) = (now_sent, Instant::now());
-                progress(sent_bytes);
-            }
-            let is_complete = sent_bytes == source.len;
-            let patience = if is_complete { COMMIT_TIMEOUT } else { self.options().retry.stall_timeout };
-            if moved_at.elapsed() > patience {
-                return Err(Failure::Broken(RegistryError::Interrupted {
-                    attempt: attempt.clone(),
-                    transferred_bytes: sent_bytes,
-                    total_bytes: source.len,
-                    reason: "the upload stands still".to_owned(),
-                }));
-            }
-        }
-    }
-}
-
-/// What an upload's body tells those outside of it.
-struct Source {
-    /// Bytes that must come.
-    len: u64,
-    sent_bytes: AtomicU64,
-    error: Mutex<Option<String>>,
-}
-
-impl Source {
-    fn new(len: u64) -> Self {
-        Self { len, sent_bytes: AtomicU64::new(0), error: Mutex::new(None) }
-    }
-
-    /// A body of exactly `len` bytes from `reader`; notes every byte, and why it ended too early.
-    fn stream(self: Arc<Self>, reader: BlobReader) -> reqwest::Body {
-        let chunks = ReaderStream::with_capacity(reader, CHUNK_SIZE);
-        let end = futures_util::stream::once(async { Ok(Bytes::new()) });
-        let checked = chunks.chain(end).map(move |chunk| {
-            chunk.and_then(|chunk| self.count(chunk)).inspect_err(|error| {
-                *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
-            })
-        });
-        reqwest::Body::wrap_stream(checked)
-    }
-
-    /// Counts a chunk; the empty one is the end.
-    fn count(&self, chunk: Bytes) -> io::Result<Bytes> {
-        let len = self.len;
-        let sent = self.sent_bytes.load(Ordering::Relaxed) + chunk.len() as u64;
-        if sent > len || chunk.is_empty() && sent < len {
-            let relation = if sent > len { "more than" } else { "only" };
-            return Err(io::Error::other(format!("blob has {relation} {} bytes, expected {len}", sent.min(len))));
-        }
-        self.sent_bytes.store(sent, Ordering::Relaxed);
-        Ok(chunk)
-    }
-}
-
-fn upload_request<'a>(
-    endpoint: &'a Endpoint,
-    attempt: &'a Arc<Attempt>,
-    repository: &'a str,
-    scopes: &'a Scopes,
-    method: Method,
-    url: Url,
-) -> Request<'a> {
-    let octets = HeaderValue::from_static("application/octet-stream");
-    let is_body = method == Method::PUT;
-    let headers = is_body.then_some((CONTENT_TYPE, octets)).into_iter().collect();
-    Request { endpoint, attempt, repository, scopes, slot: Slot::Small, method, url, headers, body: Bytes::new() }
-}
-
-/// Where an upload goes: `Location`, which may be relative.
-fn upload_url(reply: &Reply, endpoint: &Endpoint, attempt: &Arc<Attempt>) -> Result<Url, RegistryError> {
-    let location = reply.header(LOCATION).ok_or_else(|| protocol(attempt, "it names no place to upload to"))?;
-    let mut url = reply
-        .response
-        .url()
-        .join(location)
-        .map_err(|_| protocol(attempt, "the place that it names to upload to is no URL"))?;
-    // Registries behind a proxy that ends TLS often do not know that they are reached by HTTPS.
-    let mut secure = url.clone();
-    if url.scheme() == "http" && secure.set_scheme("https").is_ok() && endpoint.is_home_of(&secure) {
-        url = secure;
-    }
-    Ok(url)
 }
 
 /// The repository with the longest common path with `target`; the first of equals, never the target itself.

@@ -3,7 +3,7 @@
 //! Spec: `spec/engine.md` §4.2, "TLS".
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,8 +15,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::sync::OnceCell;
 
+use super::config::Extras;
 use super::error::RegistryError;
-use super::hosts::{certificate_directories, is_this_machine};
+use super::hosts::{Endpoint, certificate_directories, is_this_machine};
 use super::options::ClientOptions;
 
 /// Longest wait for TCP and TLS together.
@@ -41,6 +42,8 @@ struct Route {
     /// The registry host that named it; the same, unless a redirect or a token server is followed.
     named_by: String,
     verify: bool,
+    /// What the settings of that host say.
+    extras: Arc<Extras>,
 }
 
 /// The HTTP clients, made when first needed.
@@ -54,19 +57,24 @@ impl HttpClients {
         Self { system_roots: OnceCell::new(), clients: Mutex::new(HashMap::new()) }
     }
 
-    /// The client for a URL that `host` led to, by itself, by a redirect or as its token server.
+    /// The client for a URL that `endpoint` led to, by itself, by a redirect or as its token server.
     ///
     /// A server without own certificate directories is treated like the host that named it: the CA of a private
     /// registry signs its token server and its storage, too.
     pub(super) async fn client_for(
         &self,
         url: &Url,
-        host: &str,
-        verify: bool,
+        endpoint: &Endpoint,
         options: &Arc<ClientOptions>,
     ) -> Result<reqwest::Client, RegistryError> {
         let is_tls = url.scheme() == "https";
-        let route = Route { is_tls, target: authority(url), named_by: host.to_owned(), verify: verify || !is_tls };
+        let route = Route {
+            is_tls,
+            target: authority(url),
+            named_by: endpoint.host.clone(),
+            verify: endpoint.verify || !is_tls,
+            extras: endpoint.extras.clone(),
+        };
         let known = self.clients.lock().unwrap_or_else(PoisonError::into_inner).get(&route).cloned();
         if let Some(client) = known {
             return Ok(client);
@@ -205,35 +213,61 @@ fn extend_roots(
     Ok(Arc::new(extended))
 }
 
-/// Reads the certificate directories of the server, or of the host that named it, in the order of file names; the
-/// first client certificate counts.
+/// Reads what the settings of the host name, then the certificate directories of the server, or of the host that named
+/// it, in the order of file names; the first client certificate counts.
 fn read_certificates(route: &Route, options: &ClientOptions) -> Result<HostCertificates, RegistryError> {
     let mut certificates = HostCertificates::default();
-    let own = certificate_directories(&route.target, options);
-    let dirs = if own.is_empty() { certificate_directories(&route.named_by, options) } else { own };
-    for dir in dirs {
-        let entries = std::fs::read_dir(&dir).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+    let files = certificate_files(&route.target, &route.named_by, &route.extras, options)?;
+    for path in files.authorities {
+        let name = path.display().to_string();
+        let read = read_chain(&path)?.into_iter().map(|certificate| (name.clone(), certificate));
+        certificates.authorities.extend(read);
+    }
+    if let Some((path, key_path)) = files.identity {
+        let key = PrivateKeyDer::from_pem_file(&key_path)
+            .map_err(|error| configuration(&key_path.display().to_string(), &error))?;
+        certificates.identity = Some((path.display().to_string(), read_chain(&path)?, key));
+    }
+    Ok(certificates)
+}
+
+/// The files whose certificates count for a server.
+#[derive(Default)]
+pub(super) struct CertificateFiles {
+    /// CAs besides the system's.
+    pub(super) authorities: Vec<PathBuf>,
+    /// Client certificate and key.
+    pub(super) identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// Finds them for the server `target`, which is the host `named_by` or one that this host led to.
+pub(super) fn certificate_files(
+    target: &str,
+    named_by: &str,
+    extras: &Extras,
+    options: &ClientOptions,
+) -> Result<CertificateFiles, RegistryError> {
+    let identity = extras.identities.first().cloned();
+    let mut files = CertificateFiles { authorities: extras.ca_files.clone(), identity };
+    let own = certificate_directories(target, options);
+    let dirs = if own.is_empty() { certificate_directories(named_by, options) } else { own };
+    for dir in extras.certs_dirs.iter().chain(&dirs) {
+        let entries = std::fs::read_dir(dir).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
         let entries = entries.map_err(|error| configuration(&dir.display().to_string(), &error))?;
         let mut paths: Vec<_> = entries.into_iter().map(|entry| entry.path()).collect();
         paths.sort();
         for path in paths {
-            let name = path.display().to_string();
             match path.extension().and_then(|extension| extension.to_str()) {
-                Some("crt") => {
-                    let read = read_chain(&path)?.into_iter().map(|certificate| (name.clone(), certificate));
-                    certificates.authorities.extend(read);
-                }
-                Some("cert") if certificates.identity.is_none() => {
-                    let key_path = path.with_extension("key");
-                    let key = PrivateKeyDer::from_pem_file(&key_path)
-                        .map_err(|error| configuration(&key_path.display().to_string(), &error))?;
-                    certificates.identity = Some((name, read_chain(&path)?, key));
+                Some("crt") => files.authorities.push(path),
+                Some("cert") if files.identity.is_none() => {
+                    let key = path.with_extension("key");
+                    files.identity = Some((path, key));
                 }
                 _ => {}
             }
         }
     }
-    Ok(certificates)
+    Ok(files)
 }
 
 fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, RegistryError> {

@@ -14,6 +14,7 @@ use super::auth::{Need, secret_header};
 use super::client::Client;
 use super::credentials::Credential;
 use super::error::{RegistryError, is_transient_status, server_message};
+use super::options::jittered;
 use super::scopes::Scopes;
 use super::transport::{MAX_SMALL_ANSWER, ReadError, describe, read_limited};
 
@@ -82,7 +83,7 @@ impl Client {
             if !refusal.is_passing() || failures >= policy.attempts {
                 return Err(refusal.into_error(server, credential.is_some()));
             }
-            tokio::time::sleep(policy.delay(failures)).await;
+            tokio::time::sleep(jittered(policy.delay(failures))).await;
         }
     }
 
@@ -93,6 +94,11 @@ impl Client {
         credential: Option<&Credential>,
     ) -> Result<Token, Refusal> {
         let started = Instant::now();
+        if credential.is_some() && !server.need.endpoint.may_lead_to(&server.url()?) {
+            return Err(Refusal::Unusable(
+                "it is reached by plain HTTP, where everybody could read the credentials".to_owned(),
+            ));
+        }
         let answer = match credential {
             Some(Credential::IdentityToken(token)) => {
                 let grant = [("grant_type", "refresh_token"), ("refresh_token", token)];

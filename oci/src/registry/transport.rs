@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER,
+    WWW_AUTHENTICATE,
 };
 use reqwest::{Method, Response, StatusCode, Url};
 
@@ -21,6 +22,7 @@ use super::challenge::parse_challenges;
 use super::client::{Client, Notice, Place, Slot};
 use super::error::{Attempt, Operation, RegistryError, is_transient_status, server_message};
 use super::hosts::Endpoint;
+use super::options::jittered;
 use super::scopes::Scopes;
 use super::tls::authority;
 use crate::reference::ImageRef;
@@ -104,7 +106,7 @@ impl Client {
         let policy = &self.options().retry;
         let mut authorization = self.authorization(request.need()).await?;
         let mut answered_challenge = false;
-        let mut failures = 0;
+        let (mut failures, mut connect_failures) = (0, 0);
         loop {
             let body = Body::Bytes(request.body.clone());
             let (error, delay) = match self.send_once(&request, authorization.clone(), body).await {
@@ -128,8 +130,10 @@ impl Client {
                 }
                 Ok(reply) => return Ok(reply),
                 Err(Failure::Fatal(error)) => return Err(error),
-                Err(Failure::Connect(error)) if failures + 1 >= MAX_CONNECT_ATTEMPTS => return Err(error),
-                Err(Failure::Broken(error) | Failure::Connect(error)) => {
+                Err(Failure::Connect(error)) if connect_failures + 1 >= MAX_CONNECT_ATTEMPTS => return Err(error),
+                Err(failure @ (Failure::Broken(_) | Failure::Connect(_))) => {
+                    connect_failures += u32::from(matches!(failure, Failure::Connect(_)));
+                    let (Failure::Broken(error) | Failure::Connect(error) | Failure::Fatal(error)) = failure;
                     failures += 1;
                     (error, policy.reconnect_delay(failures))
                 }
@@ -152,7 +156,7 @@ impl Client {
             return Err(error);
         }
         self.notify(&Notice::Retry { error: &error, delay });
-        tokio::time::sleep(delay).await;
+        tokio::time::sleep(jittered(delay)).await;
         Ok(())
     }
 
@@ -204,6 +208,9 @@ impl Client {
             let mut builder = http.request(method.clone(), url.clone()).headers(request.headers.clone());
             // A proxy on the way that compresses would make other bytes of it, and other offsets.
             builder = builder.header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            if request.endpoint.is_home_of(&url) {
+                builder = builder.headers(self.own_headers(request.endpoint)?);
+            }
             if let Some(header) = &authorization {
                 builder = builder.header(AUTHORIZATION, header);
             }
@@ -217,6 +224,10 @@ impl Client {
                 self.remember_scheme(request.endpoint);
                 return Ok(Reply { response, _place: place });
             };
+            if !request.endpoint.may_lead_to(&target) {
+                let reason = format!("it redirects from HTTPS to plain HTTP, at {}", authority(&target));
+                return Err(Failure::Fatal(protocol(request.attempt, &reason)));
+            }
             if (target.scheme(), authority(&target)) != (url.scheme(), authority(&url)) {
                 authorization = None;
             }
@@ -230,6 +241,20 @@ impl Client {
             }
         }
         Err(Failure::Fatal(protocol(request.attempt, "it redirects in circles")))
+    }
+
+    /// The headers that the settings of a host want sent to it.
+    fn own_headers(&self, endpoint: &Endpoint) -> Result<HeaderMap, Failure> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in &endpoint.extras.headers {
+            let (Ok(name), Ok(mut value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value)) else {
+                let reason = format!("the header `{name}` for it is not one");
+                return Err(Failure::Fatal(RegistryError::Configuration { path: endpoint.host.clone(), reason }));
+            };
+            value.set_sensitive(true);
+            headers.append(name, value);
+        }
+        Ok(headers)
     }
 
     /// Waits for the head of an answer: for the stall timeout if the body was at hand, else as long as it takes (the

@@ -133,9 +133,17 @@ impl Build<'_> {
             // What is asked for the first time is tried out, which waits for processes.
             tokio::task::block_in_place(|| foreign::warn(&plan, emulation, &self.progress));
         }
+        let early = product::early_targets(&products);
+        if !early.is_empty() {
+            engine.push_early(&early);
+        }
         let chains = self.solve(&plan, &engine).await?;
         let solved = Solved { plan: &plan, engine: &engine, store: self.store, chains };
-        let finished = self.export(&products, &solved).await?;
+        let settled = async {
+            engine.settle_early().await;
+            Ok(())
+        };
+        let (finished, ()) = futures_util::try_join!(self.export(&products, &solved), settled)?;
         let cost = engine.emulation().map(Emulation::cost).unwrap_or_default();
         Ok(Built { finished, warnings, cost })
     }

@@ -11,12 +11,12 @@ use executor::export::{
 };
 use executor::load::ContainerEngine;
 use executor::packer::{PackedLayer, Wanted};
-use executor::push::Parcel;
+use executor::push::{EarlyTarget, Parcel};
 use executor::sandbox::Isolation;
 use futures_util::future::try_join_all;
 use oci::{Descriptor, Digest, ImageRef, Platform};
 use solver::plan::{Plan, PlannedImage};
-use solver::{Chain, OpError, Progress, Step};
+use solver::{Chain, OpError, Progress, Step, Tier};
 
 use super::dest::to_dest;
 use crate::container_engine;
@@ -81,6 +81,14 @@ pub(crate) fn wanted(products: &[Product]) -> Vec<Wanted> {
     let mut wanted: Vec<Wanted> = as_made.filter_map(Product::wanted).collect();
     wanted.dedup();
     wanted
+}
+
+/// What is going to be pushed in which form, so that layers can be sent while later steps run.
+pub(crate) fn early_targets(products: &[Product]) -> Vec<EarlyTarget> {
+    let pushed = products.iter().filter(|product| !product.rewrites_times() && !product.pushed_names().is_empty());
+    let target =
+        |product: &Product| Some(EarlyTarget { wanted: product.wanted()?, names: product.pushed_names().to_vec() });
+    pushed.filter_map(target).collect()
 }
 
 impl Product {
@@ -159,7 +167,7 @@ impl Product {
                 let (named, shown) = (options.clone(), step.clone());
                 blocking(move || store_image(&store, &built, &named, &shown)).await?;
                 match options.push {
-                    Some(_) => self.push(solved, &top, &options.names, step).await,
+                    Some(_) => self.push_noted(solved, &top, &options.names, step).await,
                     None => Ok(()),
                 }
             }
@@ -235,6 +243,29 @@ impl Product {
         }
         let image = images.pop().ok_or_else(|| OpError::internal("a plan without an image"))?;
         Ok(BuiltImage::single(image))
+    }
+
+    /// Brings the image to the registries that its names say. Until it is there, `rbuild push` finds it by its names.
+    async fn push_noted(
+        &self,
+        solved: &Solved<'_>,
+        top: &Descriptor,
+        names: &[ImageRef],
+        step: &Step,
+    ) -> Result<(), OpError> {
+        let tagged = || names.iter().filter(|name| name.tag().is_some());
+        for name in tagged() {
+            solved.store.begin_push(name, top)?;
+        }
+        let pushed = self.push(solved, top, names, step).await;
+        match pushed {
+            Ok(()) => tagged().try_for_each(|name| Ok(solved.store.end_push(name, top)?)),
+            Err(error) if error.tier == Tier::Environment && tagged().next().is_some() => {
+                let names: Vec<String> = tagged().map(ImageRef::familiar).collect();
+                Err(error.help(format!("without building again: rbuild push {}", names.join(" "))))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Brings the image to the registries that its names say.

@@ -1,7 +1,7 @@
 //! Wires the parts of a build: runtime, engine, registry client, signals.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use executor::engine::{Engine, EngineParts, OfferedDir};
@@ -12,7 +12,7 @@ use executor::sandbox::{Confinement, TreeStyle};
 use executor::source::git::GitOptions;
 use executor::source::image::PullPolicy;
 use executor::source::{GitSource, HttpSource, ImageSource};
-use oci::registry::{Client, ClientOptions, Proxies};
+use oci::registry::{AuthConfig, Client, ClientOptions, ConfigFiles, Proxies};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,7 @@ use crate::failure::Failure;
 use crate::output::Output;
 
 /// Where registries' certificates are kept by others.
-const CERTS_DIRS: [&str; 2] = ["/etc/docker/certs.d", "/etc/containers/certs.d"];
+const CERTS_DIRS: [&str; 3] = ["/etc/docker/certs.d", "/etc/containers/certs.d", "/etc/containerd/certs.d"];
 
 /// The runtime that waits; CPU work is rayon's.
 pub(crate) fn runtime() -> Result<Runtime, Failure> {
@@ -120,11 +120,12 @@ pub(crate) fn unpack_options(confinement: &Confinement) -> UnpackOptions {
 /// Everything that the registry client is told from outside.
 pub(crate) fn client_options() -> ClientOptions {
     let docker_config_dir = env::docker_config_dir();
-    let own_certs = docker_config_dir.as_ref().map(|dir| dir.join("certs.d"));
-    ClientOptions {
-        docker_config_dir,
+    let mut options = ClientOptions {
+        auth_config: env::auth_config().map(|(name, text)| AuthConfig { text, name: format!("${name}") }),
         auth_files: env::auth_files(),
-        certs_dirs: CERTS_DIRS.iter().map(PathBuf::from).chain(own_certs).collect(),
+        certs_dirs: certs_dirs(docker_config_dir.as_deref()),
+        docker_config_dir,
+        files: config_files(),
         ca_file: env::var("SSL_CERT_FILE").map(PathBuf::from),
         ca_dir: env::var("SSL_CERT_DIR").map(PathBuf::from),
         proxies: Proxies {
@@ -133,5 +134,44 @@ pub(crate) fn client_options() -> ClientOptions {
             no_proxy: env::either_case("no_proxy"),
         },
         ..ClientOptions::default()
+    };
+    for (registry, mirror) in env::named_mirrors() {
+        options.mirrors.entry(registry).or_default().push(mirror);
+    }
+    if let Some(timeout) = env::registry_timeout() {
+        options.retry.stall_timeout = timeout;
+    }
+    options
+}
+
+/// Directories of certificates by registry; the user's come first.
+fn certs_dirs(docker_config_dir: Option<&Path>) -> Vec<PathBuf> {
+    let own = docker_config_dir.map(|dir| dir.join("certs.d"));
+    let of_user =
+        ["docker", "containers", "containerd"].map(|engine| Some(env::config_home()?.join(engine).join("certs.d")));
+    let of_system = CERTS_DIRS.map(|dir| Some(PathBuf::from(dir)));
+    own.into_iter().chain(of_user.into_iter().chain(of_system).flatten()).collect()
+}
+
+/// Where others keep what they know of registries (`docs/registries.md`).
+fn config_files() -> ConfigFiles {
+    let both = |name: &str| -> Vec<PathBuf> {
+        let of_user = env::config_home().map(|dir| dir.join(name));
+        of_user.into_iter().chain([Path::new("/etc").join(name)]).collect()
+    };
+    let (registries_conf, registries_conf_dirs) = match env::named_registries_conf() {
+        Some(path) => (vec![path], Vec::new()),
+        None => {
+            let mut drop_ins = both("containers/registries.conf.d");
+            drop_ins.reverse();
+            (both("containers/registries.conf"), drop_ins)
+        }
+    };
+    ConfigFiles {
+        hosts_dirs: both("containerd/certs.d").into_iter().chain(both("docker/certs.d")).collect(),
+        registries_conf,
+        registries_conf_dirs,
+        buildkitd: both("buildkit/buildkitd.toml"),
+        docker_daemon: both("docker/daemon.json"),
     }
 }

@@ -1,8 +1,9 @@
 //! `rbuild doctor`: what this machine offers, what was found of it, and what each missing thing would need.
 //!
-//! [`machine`] and [`surroundings`] look and word; this prints.
+//! [`machine`], [`surroundings`] and, for one image, [`registry`] look and word; this prints.
 
 mod machine;
+mod registry;
 mod surroundings;
 
 use executor::sandbox::Isolation;
@@ -65,11 +66,20 @@ struct Diagnosis {
     obstacle: Option<String>,
 }
 
-/// Looks at everything and says it.
+/// Looks at everything, or at the registry of one image, and says it.
 ///
 /// # Errors
-/// A failure of the environment when builds with RUN cannot work.
+/// A failure of the environment when builds with RUN cannot work, or the image cannot be asked for.
 pub(crate) fn doctor(global: &Global, args: &DoctorArgs) -> Result<(), Failure> {
+    if let Some(reference) = &args.reference {
+        let (checks, failure) = registry::examine(reference)?;
+        let text = match args.format.as_str() {
+            "json" => format!("{:#}\n", json!({ "answers": failure.is_none(), "checks": list(&checks) })),
+            _ => table(&checks),
+        };
+        ui::stdout(&text)?;
+        return failure.map_or(Ok(()), Err);
+    }
     let diagnosis = diagnose(global);
     let text = match args.format.as_str() {
         "json" => as_json(&diagnosis),
@@ -115,21 +125,24 @@ fn table(checks: &[Check]) -> String {
 }
 
 fn as_json(diagnosis: &Diagnosis) -> String {
-    let checks: Vec<_> = diagnosis
-        .checks
-        .iter()
-        .map(|check| {
-            json!({
-                "what": check.name,
-                "status": check.status.word(),
-                "found": check.found,
-                "need": check.need,
-            })
-        })
-        .collect();
-    let whole =
-        json!({ "run_steps_work": diagnosis.obstacle.is_none(), "obstacle": diagnosis.obstacle, "checks": checks });
+    let whole = json!({
+        "run_steps_work": diagnosis.obstacle.is_none(),
+        "obstacle": diagnosis.obstacle,
+        "checks": list(&diagnosis.checks),
+    });
     format!("{whole:#}\n")
+}
+
+fn list(checks: &[Check]) -> Vec<serde_json::Value> {
+    let one = |check: &Check| {
+        json!({
+            "what": check.name,
+            "status": check.status.word(),
+            "found": check.found,
+            "need": check.need,
+        })
+    };
+    checks.iter().map(one).collect()
 }
 
 #[cfg(test)]

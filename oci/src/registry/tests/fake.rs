@@ -32,7 +32,11 @@ pub(super) struct State {
     pub(super) n_tokens: usize,
     /// Whether mounts are done (201) or only promised (202).
     pub(super) mounts: bool,
+    /// Whether uploads are taken in chunks.
+    pub(super) chunks: bool,
     uploads: usize,
+    /// Unfinished uploads by path.
+    pub(super) sessions: BTreeMap<String, Vec<u8>>,
     faults: Vec<Fault>,
 }
 
@@ -53,9 +57,17 @@ pub(super) struct Fake {
 
 impl Fake {
     pub(super) async fn start() -> Self {
-        let state = Arc::new(Mutex::new(State { mounts: true, ..State::default() }));
+        let state = Arc::new(Mutex::new(State { mounts: true, chunks: true, ..State::default() }));
         let shared = state.clone();
         let server = Server::start(move |seen| shared.lock().expect("no panic").answer(seen)).await;
+        Self { server, state }
+    }
+
+    /// One that does with every request what `weather` makes of it: it is given the request, and may ask for the answer.
+    pub(super) async fn in_weather(weather: impl Fn(&Seen, &mut State) -> Answer + Send + Sync + 'static) -> Self {
+        let state = Arc::new(Mutex::new(State { mounts: true, chunks: true, ..State::default() }));
+        let shared = state.clone();
+        let server = Server::start(move |seen| weather(seen, &mut shared.lock().expect("no panic"))).await;
         Self { server, state }
     }
 
@@ -111,7 +123,7 @@ impl Fake {
 }
 
 impl State {
-    fn answer(&mut self, seen: &Seen) -> Answer {
+    pub(super) fn answer(&mut self, seen: &Seen) -> Answer {
         let answer = match self.refuse(seen) {
             Some(refusal) => refusal,
             None => self.protocol(seen),
@@ -207,13 +219,44 @@ impl State {
             }
             self.uploads += 1;
             let location = format!("/v2/{repository}/blobs/uploads/{}?state=a%2Bb", self.uploads);
+            self.sessions.insert(location.split('?').next().expect("a path").to_owned(), Vec::new());
             return Answer::new(202).header("Location", &location);
         }
+        if !self.chunks && seen.method == "PATCH" {
+            return Answer::new(405).body(r#"{"errors":[{"code":"UNSUPPORTED","message":"no chunks"}]}"#);
+        }
+        if seen.query("state") != ["a%2Bb"] {
+            return Answer::new(400).body(r#"{"errors":[{"code":"BLOB_UPLOAD_INVALID","message":"not the address"}]}"#);
+        }
+        let Some(session) = self.sessions.get_mut(seen.path()) else { return missing("BLOB_UPLOAD_UNKNOWN") };
+        let location = seen.target.clone();
+        let so_far = |session: &Vec<u8>, status| {
+            let answer = Answer::new(status).header("Location", &location);
+            answer.header("Range", &format!("0-{}", session.len().saturating_sub(1)))
+        };
+        match seen.method.as_str() {
+            "GET" => return so_far(session, 204),
+            "PATCH" => {
+                let expected = format!("{}-{}", session.len(), session.len() + seen.body.len() - 1);
+                if seen.header("content-range") != Some(&expected) {
+                    return so_far(session, 416);
+                }
+                session.extend_from_slice(&seen.body);
+                return so_far(session, 202);
+            }
+            "DELETE" => {
+                self.sessions.remove(seen.path());
+                return Answer::new(204);
+            }
+            _ => {}
+        }
         let digest = seen.query("digest").concat();
-        if seen.query("state") != ["a%2Bb"] || Digest::of(&seen.body).to_string() != digest {
+        let mut bytes = self.sessions.remove(seen.path()).unwrap_or_default();
+        bytes.extend_from_slice(&seen.body);
+        if Digest::of(&bytes).to_string() != digest {
             return Answer::new(400).body(r#"{"errors":[{"code":"DIGEST_INVALID","message":"not the digest"}]}"#);
         }
-        self.blobs.insert((repository.to_owned(), digest), seen.body.clone());
+        self.blobs.insert((repository.to_owned(), digest), bytes);
         Answer::new(201)
     }
 }

@@ -2,10 +2,13 @@
 
 mod auth;
 mod docker_registry;
+mod examine;
 mod fake;
+mod faults;
 mod pull;
 mod push;
 mod server;
+mod upload;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

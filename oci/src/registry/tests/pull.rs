@@ -173,7 +173,7 @@ async fn transfers_that_get_nowhere_end() {
         matches!(error, RegistryError::Interrupted { transferred_bytes: 5, total_bytes: 1_000_000, .. }),
         "{error:?}"
     );
-    assert_eq!(fake.server.seen().len(), 1 + 4);
+    assert_eq!(fake.server.seen().len(), 1 + 7);
 }
 
 #[tokio::test]
@@ -236,7 +236,7 @@ async fn patience_ends() {
     fake.fault("HEAD", "", 99, |_, _| Answer::new(502).body("bad gateway"));
     let error = client().resolve(&reference(fake.host(), "a/b")).await.expect_err("502 forever");
     assert!(matches!(&error, RegistryError::Status { status: 502, .. }) && error.is_transient(), "{error}");
-    assert_eq!(fake.server.seen().len(), 5);
+    assert_eq!(fake.server.seen().len(), 8);
 
     let fake = Fake::start().await;
     fake.fault("HEAD", "", 99, |_, _| Answer::new(429).header("Retry-After", "86400"));
