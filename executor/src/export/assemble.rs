@@ -187,10 +187,20 @@ fn layer_descriptor(layer: &AssembledLayer, types: MediaTypes) -> Descriptor {
         MediaTypes::Docker => docker_layer_type(&blob.media_type),
     };
     let mut descriptor = Descriptor::new(media_type, blob.digest.clone(), blob.size_bytes);
+    if types == MediaTypes::Oci {
+        let own = blob.annotations.iter().filter(|(name, _)| !is_internal(name));
+        descriptor.annotations.extend(own.map(|(name, value)| (name.clone(), value.clone())));
+    }
     if let (MediaTypes::Oci, Some(seconds)) = (types, layer.clamped_to) {
         descriptor.annotations.insert(CLAMPED_ANNOTATION.to_owned(), seconds.to_string());
     }
     descriptor
+}
+
+/// Notes of builders and stores that no image has.
+fn is_internal(annotation: &str) -> bool {
+    const PREFIXES: [&str; 3] = ["containerd.io/uncompressed", "containerd.io/distribution.source.", "buildkit/createdat"];
+    PREFIXES.iter().any(|prefix| annotation.starts_with(prefix))
 }
 
 /// Says of a layer that its times were clamped, and to what. Spec: `spec/engine.md` §1.8.
