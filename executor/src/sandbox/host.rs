@@ -20,6 +20,7 @@ use super::namespaces::RemainsCount;
 use super::network::NetworkProvider;
 use super::points::{PointKind, make_stubs};
 use super::rootfs::Sensitive;
+use crate::sys::bpf::AllowedDevice;
 use crate::sys::release::kernel_is_at_least;
 
 /// Facts about the machine, and a scratch directory with what all commands share.
@@ -93,9 +94,14 @@ impl Host {
 
     /// What keeps commands from devices; made for the first one.
     pub(super) fn guard(&self) -> &DeviceGuard {
+        self.guard.get_or_init(|| self.guard_with(&[]))
+    }
+
+    /// What keeps one command from all but the usual devices and those in `more`.
+    pub(super) fn guard_with(&self, more: &[AllowedDevice]) -> DeviceGuard {
         // In a user namespace no node works anyway, and filters cannot be loaded.
-        let group = || if self.isolation == Isolation::Root { self.hierarchy.unified_directory() } else { None };
-        self.guard.get_or_init(|| DeviceGuard::new(group().as_deref()))
+        let group = if self.isolation == Isolation::Root { self.hierarchy.unified_directory() } else { None };
+        DeviceGuard::new(group.as_deref(), more)
     }
 
     /// The scratch directory.

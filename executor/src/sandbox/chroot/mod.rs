@@ -81,6 +81,7 @@ fn refuse_what_cannot_be(spec: &SandboxSpec) -> Result<(), SandboxError> {
     match (spec.network, spec.stdio) {
         (NetworkMode::None, _) => missing("a step without network"),
         (_, Stdio::Terminal) => missing("a terminal"),
+        _ if !spec.given.hooks.is_empty() => missing("a program that a device needs run"),
         _ => Ok(()),
     }
 }
@@ -93,7 +94,11 @@ fn run(
     root: &Path,
     limits: Vec<(u32, crate::sys::spawn::Limit)>,
 ) -> Result<(Ended, Option<NotStarted>), SandboxError> {
-    let account = login::account_at(&spec.user, |path| places::resolve(root, path).ok())?;
+    let mut account = login::account_at(&spec.user, |path| places::resolve(root, path).ok())?;
+    spec.given.join_groups(host, &mut account);
+    for node in &spec.given.nodes {
+        node.give_to(&places::resolve(root, &node.path)?, &account)?;
+    }
     login::make_directory(&spec.cwd, &places::resolve(root, &spec.cwd)?, &account)?;
     let home = account.home.as_deref().filter(|home| !home.is_empty()).unwrap_or("/");
     let command = command::Command::new(&spec.args, &spec.env, home)?;
