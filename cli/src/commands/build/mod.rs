@@ -109,7 +109,7 @@ pub(super) struct Prepared {
 
 impl Build<'_> {
     async fn run(&self, source: &mut Option<Source>) -> Result<Built, Failure> {
-        let isolation = self.confinement.isolation;
+        let isolation = self.global.confinement.isolation;
         let products = product::products(self.request, isolation, &self.progress).await.map_err(of_build)?;
         let Prepared { plan_request, engine, context: _context } =
             self.prepare(product::wanted(&products), source).await?;
