@@ -12,7 +12,7 @@ use rustix::thread::CapabilitySet;
 use tempfile::TempDir;
 
 use super::cgroup::{BuildGroups, Hierarchy};
-use super::chroot::Roots;
+use super::chroot::{Commands, Roots};
 use super::error::SandboxError;
 use super::guard::DeviceGuard;
 use super::isolation::{Confinement, Isolation};
@@ -49,6 +49,8 @@ pub(super) struct Host {
     pub(super) remains: Arc<RemainsCount>,
     /// Copies of layers, in [`Isolation::Chroot`].
     pub(super) roots: Roots,
+    /// What runs there.
+    pub(super) commands: Commands,
 }
 
 impl Host {
@@ -82,6 +84,7 @@ impl Host {
             this_process,
             remains: Arc::default(),
             roots: Roots::default(),
+            commands: Commands::default(),
         };
         let points = [host.root_point(), host.stage_point(), host.bundle_point(), host.empty(), host.default_stubs()];
         for directory in points {
@@ -100,7 +103,8 @@ impl Host {
     /// What keeps one command from all but the usual devices and those in `more`.
     pub(super) fn guard_with(&self, more: &[AllowedDevice]) -> DeviceGuard {
         // In a user namespace no node works anyway, and filters cannot be loaded.
-        let group = if self.isolation == Isolation::Root { self.hierarchy.unified_directory() } else { None };
+        let can_be = matches!(self.isolation, Isolation::Root | Isolation::Chroot);
+        let group = if can_be { self.hierarchy.unified_directory() } else { None };
         DeviceGuard::new(group.as_deref(), more)
     }
 
