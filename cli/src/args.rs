@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
+use executor::cdi::{Catalog, DIRECTORIES};
 use executor::sandbox::Confinement;
 use executor::sandbox::probe::TierFact;
 
@@ -37,12 +38,27 @@ pub(crate) struct Global {
     /// How steps are kept apart from this machine: `auto`, `root`, `userns`, `userns-single`, `chroot` or `oci:RUNTIME`
     #[arg(long, global = true, value_name = "MODE", env = "RBUILD_ISOLATION", default_value = "auto")]
     pub(crate) isolation: String,
+    /// Directory with descriptions of devices (CDI) for `RUN --device`, in place of /etc/cdi, /var/run/cdi and
+    /// /etc/buildkit/cdi; what is in a later one wins (repeatable)
+    #[arg(long = "cdi-spec-dir", global = true, value_name = "DIR", env = "RBUILD_CDI_SPEC_DIRS", hide_env_values = true,
+        value_delimiter = ':', action = ArgAction::Append)]
+    pub(crate) cdi_spec_dirs: Vec<PathBuf>,
     /// What came of it; found out before anything else is done.
     #[arg(skip)]
     pub(crate) confinement: Confinement,
     /// What could have come of it, for `doctor` alone.
     #[arg(skip)]
     pub(crate) tiers: Vec<TierFact>,
+}
+
+impl Global {
+    /// The devices that descriptions tell of.
+    pub(crate) fn devices(&self) -> Catalog {
+        match self.cdi_spec_dirs.is_empty() {
+            true => Catalog::new(DIRECTORIES.iter().map(PathBuf::from).collect()),
+            false => Catalog::new(self.cdi_spec_dirs.clone()),
+        }
+    }
 }
 
 /// What to do.
@@ -161,7 +177,7 @@ pub(crate) struct BuildArgs {
     /// Network of RUN: `default` (one of the build's own, see docs/network.md), `none` or `host`
     #[arg(long, value_name = "MODE", default_value = "default")]
     pub(crate) network: String,
-    /// Privilege that RUN steps may ask for: `network.host`, `security.insecure`, `device` (repeatable)
+    /// Privilege that RUN steps may ask for: `network.host`, `security.insecure`, `device` (all), `device=NAME` (repeatable)
     #[arg(long = "allow", value_name = "NAME", action = ArgAction::Append)]
     pub(crate) allow: Vec<String>,
     /// Size of /dev/shm in RUN: `64m`
@@ -519,9 +535,14 @@ pub(crate) fn with_default_command(mut args: Vec<String>) -> Vec<String> {
     while let Some(word) = args.get(index) {
         match word.as_str() {
             "-h" | "--help" | "-V" | "--version" => return args,
-            "--store" | "--isolation" => index += 2,
+            "--store" | "--isolation" | "--cdi-spec-dir" => index += 2,
             "-D" | "--debug" => index += 1,
-            word if ["--store=", "--debug=", "--isolation="].iter().any(|flag| word.starts_with(flag)) => index += 1,
+            word if ["--store=", "--debug=", "--isolation=", "--cdi-spec-dir="]
+                .iter()
+                .any(|flag| word.starts_with(flag)) =>
+            {
+                index += 1
+            }
             word if is_command(word) => return args,
             _ => break,
         }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `RBUILD_STORE` | directory of the store |
 //! | `RBUILD_ISOLATION` | `--isolation` when it is not given |
+//! | `RBUILD_CDI_SPEC_DIRS` | directories of `--cdi-spec-dir`, with `:` between, when it is not given |
 //! | `XDG_DATA_HOME`, `HOME` | where the store lies by default for ordinary users |
 //! | `BUILDKIT_PROGRESS` | progress mode when `--progress` is not given |
 //! | `NO_COLOR` | no colours when not empty |

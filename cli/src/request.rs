@@ -226,8 +226,13 @@ fn is_true(text: &str) -> bool {
 
 /// `--allow`: a device may be named.
 fn entitlement(text: String) -> Result<String, Failure> {
-    let known = ENTITLEMENTS.iter().any(|name| text == *name) || text.starts_with("device=");
-    if known {
+    let device = text.strip_prefix("device=");
+    let wrong = device.and_then(|device| device.split(',').skip(1).find(|field| !field.starts_with("alias=")));
+    if let Some(field) = wrong {
+        return Err(Failure::usage(format!("--allow {text}: unknown device config key \"{field}\""))
+            .help("a device is allowed with --allow device=NAME or --allow device=NAME,alias=VENDOR/CLASS=NAME"));
+    }
+    if device.is_some() || ENTITLEMENTS.iter().any(|name| text == *name) {
         return Ok(text);
     }
     let failure = Failure::usage(format!("--allow {text}: unknown entitlement"));

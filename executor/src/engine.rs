@@ -16,8 +16,8 @@ use solver::plan::IgnoreFile;
 use solver::plan::patterns::Patterns;
 use solver::traits::Selection;
 use solver::{
-    Chain, Executor, FileOp, Graph, ImageOp, Input, OciLayout, Op, OpError, Progress, ResolvedImage, Resolver,
-    ResultRef, SolveContext, Step, TargetUse, Work, solve,
+    Chain, Device, Executor, FileOp, FoundDevice, Graph, ImageOp, Input, OciLayout, Op, OpError, Progress,
+    ResolvedImage, Resolver, ResultRef, SolveContext, Step, TargetUse, Work, solve,
 };
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -398,6 +398,10 @@ impl Resolver for Engine {
         step: &Step,
     ) -> Result<ResolvedImage, OpError> {
         self.inner.parts.images.resolve_layout(layout, platform, step).await
+    }
+
+    fn find_devices(&self, device: &Device) -> Result<Vec<FoundDevice>, OpError> {
+        self.inner.parts.runner.devices().find(device)
     }
 
     async fn newest_time(&self, graph: &Graph, files: Input) -> Result<Option<i64>, OpError> {

@@ -3,6 +3,7 @@
 //! Implements the traits that `solver` declares. Knows nothing of flags or of the wording of messages.
 #![deny(unsafe_code)]
 
+pub mod cdi;
 pub mod context;
 pub mod copy_out;
 pub mod emulation;

@@ -15,7 +15,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use executor::sandbox::{
-    HostNetwork, Isolation, IsolationMode, MountSource, Resources, Sandbox, SandboxMount, SandboxSpec, Stdio, confine,
+    GivenDevices, HostNetwork, Isolation, IsolationMode, MountSource, Resources, Sandbox, SandboxMount, SandboxSpec,
+    Stdio, confine,
 };
 use solver::{NetworkMode, SecurityMode, Stream};
 use tokio_util::sync::CancellationToken;
@@ -114,6 +115,7 @@ fn spec(directory: &Path, draft: &Path, script: &str, network: NetworkMode) -> S
         ulimits: Vec::new(),
         resources: Resources::default(),
         mounts: vec![tmpfs("/t/in"), tmpfs("/t")],
+        given: GivenDevices::default(),
         stdio: Stdio::Piped,
     }
 }

@@ -19,4 +19,4 @@ pub use graph::{Chain, Graph, Input, Location, ResultRef, Vertex, VertexId, Vert
 pub use op::*;
 pub use progress::{Event, Outcome, Progress, Step, StepId, Stream};
 pub use schedule::{SolveContext, SolveError, TargetUse, solve};
-pub use traits::{Executor, OciLayout, ResolvedImage, Resolver, Work};
+pub use traits::{Executor, FoundDevice, OciLayout, ResolvedImage, Resolver, Work};

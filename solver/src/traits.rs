@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::OpError;
 use crate::graph::{Chain, Graph, Input, ResultRef};
-use crate::op::{CopySelection, Op};
+use crate::op::{CopySelection, Device, Op};
 use crate::progress::Step;
 
 /// An image found by its reference: metadata only, no layers moved.
@@ -38,7 +38,16 @@ pub struct OciLayout {
     pub digest: Option<Digest>,
 }
 
-/// Finds base images.
+/// A device of the machine that steps run on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundDevice {
+    /// Its whole name: `vendor.com/class=name`.
+    pub name: String,
+    /// Whether its description lets every step have it.
+    pub is_auto_allowed: bool,
+}
+
+/// Finds base images and devices.
 #[async_trait]
 pub trait Resolver: Send + Sync {
     /// Finds `reference` for `platform`: local store, then registry. The result can be pulled later by
@@ -65,6 +74,18 @@ pub trait Resolver: Send + Sync {
         _step: &Step,
     ) -> Result<ResolvedImage, OpError> {
         Err(OpError::input(format!("images in OCI layouts are not supported here: {}", layout.path)))
+    }
+
+    /// The devices that a name of `RUN --device` means, in order, each once; none when there is none. Reads files when it is
+    /// first asked. Spec: `spec/engine.md` §5.5.
+    ///
+    /// # Errors
+    /// An [`OpError`]: there is none although one is required, or the name is none or means two things.
+    fn find_devices(&self, device: &Device) -> Result<Vec<FoundDevice>, OpError> {
+        match device.required {
+            true => Err(OpError::input(format!("required device {:?} is not registered", device.name))),
+            false => Ok(Vec::new()),
+        }
     }
 
     /// Makes `files`, a vertex of `graph` that yields a root, and says when the newest regular file in there was

@@ -19,17 +19,70 @@ struct Tier {
     flags: &'static [&'static str],
     /// Whether the builder has no rights on this machine.
     is_for_nobody: bool,
-    /// Attempts that the tier cannot refuse, and says so.
-    open: &'static [&'static str],
+    /// Where its store lies, if its layers are not those of the usual one.
+    store: Option<&'static str>,
+    /// Attempts that the tier cannot refuse.
+    open: &'static [Open],
     /// Users that steps can have.
     users: &'static [&'static str],
+    /// Whether steps can be without network.
+    has_networks: bool,
 }
 
+/// Something that a tier does not protect from, and says so.
+struct Open {
+    attempt: &'static str,
+    /// Who can do it.
+    users: &'static [&'static str],
+    /// Why: words of docs/isolation.md.
+    words: &'static str,
+}
+
+const BOTH: &[&str] = &["0:0", "1000:1000"];
+const ROOT_ALONE: &[&str] = &["0:0"];
+
 /// All namespaces, native overlayfs.
-const ROOT: Tier = Tier { flags: &["--isolation=root"], is_for_nobody: false, open: &[], users: &["0:0", "1000:1000"] };
+const ROOT: Tier = Tier {
+    flags: &["--isolation=root"],
+    is_for_nobody: false,
+    store: None,
+    open: &[],
+    users: BOTH,
+    has_networks: true,
+};
 
 /// A user namespace with a single id.
-const SINGLE_ID: Tier = Tier { flags: &["--isolation=userns-single"], is_for_nobody: true, open: &[], users: &["0:0"] };
+const SINGLE_ID: Tier = Tier {
+    flags: &["--isolation=userns-single"],
+    is_for_nobody: true,
+    store: Some("theirs/store"),
+    users: ROOT_ALONE,
+    ..ROOT
+};
+
+/// The same as at the root tier, by the hand of others.
+const CRUN: Tier = Tier { flags: &["--isolation=oci:crun"], ..ROOT };
+const RUNC: Tier = Tier { flags: &["--isolation=oci:runc"], ..ROOT };
+
+/// A directory: what a step can do to processes and sockets around it, nobody keeps it from.
+const CHROOT: Tier = Tier {
+    flags: &["--isolation=chroot"],
+    store: Some("copied/store"),
+    has_networks: false,
+    open: &[
+        Open { attempt: "kill_host", users: ROOT_ALONE, words: "can signal those of the same user" },
+        Open { attempt: "signal_everybody", users: BOTH, words: "sees the processes" },
+        Open { attempt: "pidfd_of_host", users: BOTH, words: "sees the processes" },
+        Open { attempt: "reach_abstract_socket", users: BOTH, words: "abstract sockets" },
+    ],
+    ..ROOT
+};
+
+impl Tier {
+    fn open_to(&self, user: &str) -> Vec<&'static str> {
+        self.open.iter().filter(|open| open.users.contains(&user)).map(|open| open.attempt).collect()
+    }
+}
 
 /// What a step must neither reach nor see.
 struct Host {
@@ -66,12 +119,14 @@ impl Host {
         vec![canary, self.process.id().to_string(), major.to_string(), minor.to_string(), self.socket_name.clone()]
     }
 
+    /// Nothing has happened to it but what was to be expected.
     #[track_caller]
-    fn assert_unharmed(&mut self) {
+    fn assert_unharmed(&mut self, open: &[&str]) {
         assert_eq!(std::fs::read_to_string(&self.canary).expect("canary"), "alive\n");
         let names = std::fs::read_dir(self.canary.parent().expect("a directory")).expect("directory").count();
         assert_eq!(names, 1, "something was put beside the canary");
-        assert!(self.process.try_wait().expect("wait").is_none(), "the host's process is dead");
+        let is_alive = self.process.try_wait().expect("wait").is_none();
+        assert!(is_alive || open.contains(&"kill_host"), "the host's process is dead");
         assert_eq!(settings(), self.before);
     }
 }
@@ -93,6 +148,8 @@ fn space(tier: &Tier) -> Space {
     if tier.is_for_nobody {
         std::fs::set_permissions(space.path(""), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("chmod");
         space.open_dir("theirs");
+    }
+    if tier.store.is_some() {
         Ran::of(builder(&space, tier, &["-q", "-t", "busybox", "busybox"]).output().expect("starts")).success();
     }
     let source = workspace().join("tests/e2e/escape/attempts.c");
@@ -104,21 +161,27 @@ fn space(tier: &Tier) -> Space {
 
 /// The program in a tier, not yet started.
 fn builder(space: &Space, tier: &Tier, args: &[&str]) -> Command {
-    let ordinary = space.command(tier.flags.iter().chain(args));
+    let mut ordinary = space.command(tier.flags.iter().chain(args));
+    if let Some(store) = tier.store {
+        ordinary.env("RBUILD_STORE", space.path(store));
+    }
     if !tier.is_for_nobody {
         return ordinary;
     }
     let mut command = Command::new("setpriv");
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(ordinary.get_program());
     command.args(ordinary.get_args()).current_dir(space.path("")).stdin(Stdio::null()).env("NO_COLOR", "1");
-    command.env("RBUILD_STORE", space.path("theirs/store"));
+    if let Some(store) = tier.store {
+        command.env("RBUILD_STORE", space.path(store));
+    }
     command
 }
 
 /// Builds with a step that tries everything; returns what it says.
 fn try_everything(space: &Space, tier: &Tier, user: &str, arguments: &[String]) -> Ran {
+    let network = if tier.has_networks { "--network=none" } else { "" };
     let dockerfile = format!(
-        "FROM busybox\nCOPY attempts /attempts\nUSER {user}\nRUN --network=none /attempts {}\n",
+        "FROM busybox\nCOPY attempts /attempts\nUSER {user}\nRUN {network} /attempts {}\n",
         arguments.join(" ")
     );
     space.write("Dockerfile", dockerfile);
@@ -143,15 +206,15 @@ fn processes_of(program: &str) -> Vec<String> {
 fn attempts_are_refused(tier: &Tier) {
     need!(Need::Root, Need::Program("busybox"), Need::Program("cc"));
     let space = space(tier);
-    let mut host = Host::new(&space);
     for user in tier.users {
+        let (mut host, open) = (Host::new(&space), tier.open_to(user));
         let ran = try_everything(&space, tier, user, &host.arguments());
         assert_eq!(ran.code, 0, "{}", ran.stderr);
         let (worked, refused) = outcomes(&ran);
-        assert_eq!(worked, tier.open, "{}", ran.stderr);
+        assert_eq!(worked, open, "{} as {user}: {}", tier.flags[0], ran.stderr);
         assert!(worked.len() + refused.len() > 70, "the program ended early:\n{}", ran.stderr);
         assert_eq!(processes_of("/attempts"), Vec::<String>::new(), "somebody outlived the step");
-        host.assert_unharmed();
+        host.assert_unharmed(&open);
     }
 }
 
@@ -161,6 +224,32 @@ fn attempts_are_refused_in_a_user_namespace() {
         return note("skipped escape: users may not make user namespaces here");
     }
     attempts_are_refused(&SINGLE_ID);
+}
+
+#[test]
+fn attempts_are_refused_by_runtimes() {
+    for (tier, program) in [(&CRUN, "crun"), (&RUNC, "runc")] {
+        match Need::Program(program).lacking() {
+            Some(reason) => note(&format!("skipped {program} in escape: {reason}")),
+            None => attempts_are_refused(tier),
+        }
+    }
+}
+
+#[test]
+fn a_directory_refuses_all_attempts_but_those_it_says() {
+    attempts_are_refused(&CHROOT);
+}
+
+/// What a tier does not protect from is in the manual.
+#[test]
+fn the_manual_says_what_is_open() {
+    let manual = std::fs::read_to_string(workspace().join("docs/isolation.md")).expect("the manual");
+    let chapter = manual.split("\n## ").find(|chapter| chapter.starts_with("Tier `chroot`")).expect("a chapter");
+    let chapter = chapter.split_whitespace().collect::<Vec<_>>().join(" ");
+    for open in CHROOT.open {
+        assert!(chapter.contains(open.words), "{}: \"{}\" is not in docs/isolation.md", open.attempt, open.words);
+    }
 }
 
 fn can_be_nobody() -> bool {
@@ -264,4 +353,33 @@ fn nobody_outlives_a_step() {
         &[],
     );
     assert_eq!(processes_of("sleep").iter().filter(|line| line.contains(&mark)).count(), 0);
+}
+
+/// The same in a directory, for another user than root, by a builder that may not look at what others do.
+#[test]
+fn nobody_outlives_a_step_in_a_directory() {
+    need!(Need::Root, Need::Program("busybox"), Need::Program("setpriv"));
+    let space = space(&CHROOT);
+    let mark = format!("7{:06}", std::process::id() % 1_000_000);
+    // The shell goes first; its children find another parent.
+    space.write(
+        "Dockerfile",
+        format!(
+            "FROM busybox\nUSER 1000\n\
+             RUN (setsid sh -c '(trap \"\" HUP TERM INT; exec sleep {mark}1) & exec sleep {mark}2' &); (sleep {mark}3 &); echo made\n\
+             USER 0\nRUN (sleep {mark}4 &); (setsid sleep {mark}5 &); echo more\n"
+        ),
+    );
+    let ordinary = builder(&space, &CHROOT, &["build", "--progress=plain", "--no-cache", "."]);
+    let mut command = Command::new("setpriv");
+    command.arg("--bounding-set=-sys_admin,-sys_ptrace").arg(ordinary.get_program()).args(ordinary.get_args());
+    command
+        .current_dir(space.path(""))
+        .stdin(Stdio::null())
+        .env("NO_COLOR", "1")
+        .env("RBUILD_STORE", space.path("copied/store"));
+    let ran = Ran::of(command.output().expect("setpriv starts"));
+    let left: Vec<String> = processes_of("sleep").into_iter().filter(|line| line.contains(&mark)).collect();
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(left, Vec::<String>::new(), "{}", ran.stderr);
 }

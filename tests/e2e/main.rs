@@ -3,6 +3,7 @@
 mod arrows;
 mod build;
 mod check;
+mod devices;
 mod doctor;
 mod emulation;
 mod errors;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use cache::Store;
 use executor::emulation::{Emulation, Support};
 use executor::sandbox::{
-    Confinement, Exit, HostNetwork, MountSource, NotStarted, Resources, Sandbox, SandboxMount, SandboxSpec, Stdio,
-    Writes,
+    Confinement, Exit, GivenDevices, HostNetwork, MountSource, NotStarted, Resources, Sandbox, SandboxMount,
+    SandboxSpec, Stdio, Writes,
 };
 use executor::source::ImageSource;
 use executor::source::image::PullPolicy;
@@ -154,6 +154,7 @@ fn spec(args: &RunArgs, config: &ContainerConfig) -> Result<SandboxSpec, Failure
         ulimits: Vec::new(),
         resources: Resources::default(),
         mounts: args.volumes.iter().map(|volume| mount(volume)).collect::<Result<_, _>>()?,
+        given: GivenDevices::default(),
         stdio,
         handlers: None,
     })

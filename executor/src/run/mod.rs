@@ -4,6 +4,7 @@
 //! nor how a sandbox works. Read [`Runner`] first. Spec: `spec/dockerfile.md` §2.2, §8, `spec/engine.md` §3.6, §5.2.
 
 mod cache_mount;
+mod device;
 mod foreign;
 mod host_ca;
 mod mounts;
@@ -24,6 +25,7 @@ pub use ssh::{Agent, AgentStore, DEFAULT_AGENT, KeyError, MOST_KEY_FILE_BYTES, P
 
 pub(crate) use ssh::AgentSocket;
 
+use crate::cdi::Catalog;
 use crate::context::LocalContext;
 use crate::emulation::Emulation;
 use crate::sandbox::{DEFAULT_PATH, Exit, Resources, Sandbox, SandboxSpec, Stdio};
@@ -48,6 +50,8 @@ pub struct RunOptions {
     pub agents: AgentStore,
     /// Runs commands for other machines; `None` leaves them to the kernel.
     pub emulation: Option<Emulation>,
+    /// Devices of this machine.
+    pub devices: Catalog,
     /// Certificate authorities that commands trust in addition to the image's.
     pub host_ca: Option<HostCa>,
 }
@@ -177,6 +181,11 @@ impl Runner {
         exit.map(|exit| self.warned.say(request.step, exit)).map_err(|error| outcome::op_error(request.op, error))
     }
 
+    /// The devices that steps can ask for.
+    pub fn devices(&self) -> &Catalog {
+        &self.options.devices
+    }
+
     /// What knows about commands for other machines.
     pub fn emulation(&self) -> Option<&Emulation> {
         self.options.emulation.as_ref()
@@ -185,9 +194,7 @@ impl Runner {
     /// The sandbox for a request, and what has to be kept while it runs.
     async fn prepare(&self, request: &RunRequest<'_>, stdio: Stdio) -> Result<(SandboxSpec, Extras), OpError> {
         let op = request.op;
-        if let Some(device) = op.devices.iter().find(|device| device.required) {
-            return Err(OpError::input(format!("device {} is requested by the build but not allowed", device.name)));
-        }
+        let given = self.given(op, request.step).await?;
         let mounts = mounts::prepare(self, request).await?;
         let mut environment = Environment(op.env.clone());
         if let Some(socket) = mounts.agent_socket.clone().filter(|_| !environment.has("SSH_AUTH_SOCK")) {
@@ -202,8 +209,12 @@ impl Runner {
         for (name, value) in &mounts.variables {
             environment.set(name.clone(), value.clone());
         }
+        for (name, value) in given.variables {
+            environment.set(name, value);
+        }
         let mut lower = request.root.clone();
         let mut all_mounts = mounts.mounts.clone();
+        all_mounts.extend(given.mounts);
         let trust = self.trust(&request.root).await?;
         if let Some(trust) = &trust {
             Trust::set_variables(&mut environment);
@@ -227,10 +238,24 @@ impl Runner {
             ulimits: op.ulimits.clone(),
             resources: Resources { cgroup_parent, ..self.options.resources.clone() },
             mounts: all_mounts,
+            given: given.devices,
             stdio,
             handlers: None,
         };
         Ok((spec, Extras { _mounts: mounts, trust }))
+    }
+
+    /// What a step gets for its devices. One that is missing and need not be there is a warning.
+    async fn given(&self, op: &RunOp, step: &Step) -> Result<device::Given, OpError> {
+        if op.devices.is_empty() {
+            return Ok(device::Given::default());
+        }
+        let (catalog, devices) = (self.options.devices.clone(), op.devices.clone());
+        let given = mounts::blocking(move || device::given(&catalog, &devices)).await?;
+        for name in &given.missing {
+            step.warn(self.options.devices.absence(name));
+        }
+        Ok(given)
     }
 
     /// What `--host-ca` brings to a command on these layers.

@@ -62,6 +62,12 @@ pub(super) fn op_error(op: &RunOp, error: SandboxError) -> OpError {
         SandboxError::Io { .. } | SandboxError::Setup { .. } | SandboxError::Mount { .. } | SandboxError::Copy(_) => {
             OpError::environment(format!("cannot run `{}`: {error}", op.args.join(" ")))
         }
+        SandboxError::Node { .. } | SandboxError::OtherDevice { .. } | SandboxError::Hook { .. } => {
+            OpError::environment(error.to_string())
+        }
+        SandboxError::HookMoment { .. } => {
+            OpError::environment(error.to_string()).help("`--isolation=oci:crun` has a runtime do it")
+        }
         SandboxError::Runtime { .. } => OpError::environment(format!("cannot run `{}`: {error}", op.args.join(" ")))
             .help("`--isolation=auto` runs it without an OCI runtime"),
         SandboxError::Lost => OpError::internal(error.to_string()),

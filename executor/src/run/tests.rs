@@ -387,13 +387,53 @@ fn privileged_agents_are_sockets() {
     assert_eq!(fs::metadata(&fixture.base).unwrap().mode() & 0o777, 0o755);
 }
 
+/// A description of `v.com/c=zero`, and a catalog of it.
+fn described(directory: &Path) -> Catalog {
+    let text = "cdiVersion: 0.7.0\nkind: v.com/c\ncontainerEdits: { env: [ALL=1, WHO=file] }\ndevices:\n- name: zero\n  \
+                containerEdits:\n    env: [WHO=zero]\n    additionalGids: [44]\n    deviceNodes:\n    \
+                - { path: /dev/sub/nothing, hostPath: /dev/zero, fileMode: 0640, uid: 3, gid: 4 }\n    \
+                - { path: /odd, hostPath: /dev/full, permissions: r }\n    mounts:\n    \
+                - { hostPath: LIB, containerPath: /usr/lib/dev, options: [ro, nosuid, bind] }\n";
+    fs::create_dir_all(directory.join("lib")).unwrap();
+    fs::write(directory.join("lib/so"), "library").unwrap();
+    fs::create_dir_all(directory.join("cdi")).unwrap();
+    let lib = directory.join("lib");
+    fs::write(directory.join("cdi/v.yaml"), text.replace("LIB", lib.to_str().unwrap())).unwrap();
+    Catalog::new(vec![directory.join("cdi")])
+}
+
+fn asking_for(op: RunOp, name: &str, required: bool) -> RunOp {
+    RunOp { devices: vec![solver::Device { name: name.to_owned(), required }], ..op }
+}
+
 #[test]
-fn privileged_required_devices_are_refused() {
-    let Some(fixture) = Fixture::new(RunOptions::default()) else { return };
-    let mut op = shell("true");
-    op.devices = vec![solver::Device { name: "vendor.test/class=dev".to_owned(), required: false }];
-    fixture.output(&op);
-    op.devices[0].required = true;
-    let error = fixture.run(&op).unwrap_err();
-    assert_eq!(error.message, "device vendor.test/class=dev is requested by the build but not allowed");
+fn privileged_devices_come_with_their_files_and_variables() {
+    let directory = tempfile::tempdir().unwrap();
+    let devices = described(directory.path());
+    let Some(fixture) = Fixture::new(RunOptions { devices, ..RunOptions::default() }) else { return };
+    let script = "stat -c '%F %a %u:%g %t:%T' /dev/sub/nothing /odd; cat /usr/lib/dev/so; echo \" $ALL $WHO\"; \
+                  grep Groups /proc/self/status; ! touch /usr/lib/dev/so 2> /dev/null && echo kept";
+    let want = "character special file 640 3:4 1:5\ncharacter special file 666 0:0 1:7\nlibrary 1 zero\nGroups:\t0 44 \nkept\n";
+    assert_eq!(fixture.output(&asking_for(shell(script), "v.com/c=zero", true)), want);
+}
+
+#[test]
+fn privileged_only_given_devices_can_be_opened_and_only_as_given() {
+    let directory = tempfile::tempdir().unwrap();
+    let devices = described(directory.path());
+    let Some(fixture) = Fixture::new(RunOptions { devices, ..RunOptions::default() }) else { return };
+    // /dev/kmsg, which nobody was given; what was, and what may only be read.
+    let script = "mknod /k c 1 11 && ! cat /k 2> /dev/null; rm /k; echo read; : < /odd && echo yes; : > /dev/sub/nothing && echo yes";
+    assert_eq!(fixture.output(&asking_for(shell(script), "v.com/c", true)), "read\nyes\nyes\n");
+}
+
+#[test]
+fn privileged_devices_that_are_missing_are_refused_if_they_are_required() {
+    let directory = tempfile::tempdir().unwrap();
+    let devices = described(directory.path());
+    let Some(fixture) = Fixture::new(RunOptions { devices, ..RunOptions::default() }) else { return };
+    fixture.output(&asking_for(shell("true"), "v.com/c=other", false));
+    let error = fixture.run(&asking_for(shell("true"), "v.com/c=other", true)).unwrap_err();
+    assert_eq!(error.message, "required device \"v.com/c=other\" is not registered");
+    assert_eq!(error.help, ["there are v.com/c=zero"]);
 }

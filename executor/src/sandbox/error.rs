@@ -84,6 +84,52 @@ pub enum SandboxError {
         /// The name.
         name: String,
     },
+    /// A device node cannot be made.
+    #[error("cannot make the device node `{path}`: {errno}")]
+    Node {
+        /// Where, inside the root.
+        path: String,
+        /// Why not.
+        errno: Errno,
+    },
+    /// This machine has another device where one was described.
+    #[error(
+        "the device node `{path}` is described as {}:{}, and `{}` on this machine is {}:{}",
+        want.0, want.1, host_path.display(), have.0, have.1
+    )]
+    OtherDevice {
+        /// Where it was to be, inside the root.
+        path: String,
+        /// Where it is on this machine.
+        host_path: PathBuf,
+        /// Major and minor number as described.
+        want: (u32, u32),
+        /// As found.
+        have: (u32, u32),
+    },
+    /// A program that a device needs run has failed.
+    #[error(
+        "the {moment} hook `{}` of a device failed: {reason}{}{output}",
+        hook.display(), if output.is_empty() { "" } else { ": " }
+    )]
+    Hook {
+        /// The program.
+        hook: PathBuf,
+        /// When it is run.
+        moment: &'static str,
+        /// How it ended, or why it did not begin.
+        reason: String,
+        /// The last line that it has written.
+        output: String,
+    },
+    /// A device needs a program run at a moment when only a runtime can.
+    #[error("a device needs `{}` run at {moment}, which only an OCI runtime does", hook.display())]
+    HookMoment {
+        /// The program.
+        hook: PathBuf,
+        /// When it was to be run.
+        moment: &'static str,
+    },
     /// The OCI runtime did not start the command, or was lost.
     #[error("`{}` did not run the command: {message}", program.display())]
     Runtime {

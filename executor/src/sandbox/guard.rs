@@ -11,22 +11,26 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use solver::SecurityMode;
 
-use crate::sys::bpf::{AllowedDevice, attach_device_filter, load_device_filter};
+use crate::sys::bpf::{AllowedDevice, DeviceAccess, DeviceKind, attach_device_filter, load_device_filter};
 use crate::sys::mount::MountAttributes;
 use crate::sys::spawn::can_start_in_cgroup;
 
 /// What every container may open: the nodes of `/dev`, terminals.
-const ALLOWED: &[AllowedDevice] = &[
-    AllowedDevice { major: 1, minor: Some(3) },
-    AllowedDevice { major: 1, minor: Some(5) },
-    AllowedDevice { major: 1, minor: Some(7) },
-    AllowedDevice { major: 1, minor: Some(8) },
-    AllowedDevice { major: 1, minor: Some(9) },
-    AllowedDevice { major: 5, minor: Some(0) },
-    AllowedDevice { major: 5, minor: Some(1) },
-    AllowedDevice { major: 5, minor: Some(2) },
-    AllowedDevice { major: 136, minor: None },
+const ALLOWED: [AllowedDevice; 9] = [
+    usual(1, Some(3)),
+    usual(1, Some(5)),
+    usual(1, Some(7)),
+    usual(1, Some(8)),
+    usual(1, Some(9)),
+    usual(5, Some(0)),
+    usual(5, Some(1)),
+    usual(5, Some(2)),
+    usual(136, None),
 ];
+
+const fn usual(major: u32, minor: Option<u32>) -> AllowedDevice {
+    AllowedDevice { kind: DeviceKind::Character, major, minor, access: DeviceAccess::ALL }
+}
 
 /// How devices are kept away on this machine.
 #[derive(Debug)]
@@ -67,9 +71,10 @@ impl DevicePolicy {
 }
 
 impl DeviceGuard {
-    /// Makes a group below `own`, a directory of the unified hierarchy.
-    pub(super) fn new(own: Option<&Path>) -> Self {
-        let group = own.filter(|_| can_start_in_cgroup()).and_then(|own| match GuardedGroup::new(own) {
+    /// Makes a group below `own`, a directory of the unified hierarchy, whose processes may use the usual devices and those in
+    /// `more`.
+    pub(super) fn new(own: Option<&Path>, more: &[AllowedDevice]) -> Self {
+        let group = own.filter(|_| can_start_in_cgroup()).and_then(|own| match GuardedGroup::new(own, more) {
             Ok(group) => Some(group),
             Err(errno) => {
                 tracing::debug!(%errno, "no control group for commands: devices are kept away by mounts");
@@ -108,8 +113,8 @@ impl DeviceGuard {
 const PREFIX: &str = "rbuild-devices-";
 
 impl GuardedGroup {
-    fn new(own: &Path) -> Result<Self, Errno> {
-        let filter = load_device_filter(ALLOWED)?;
+    fn new(own: &Path, more: &[AllowedDevice]) -> Result<Self, Errno> {
+        let filter = load_device_filter(&[&ALLOWED, more].concat())?;
         let path = own.join(format!("{PREFIX}{}-{}", std::process::id(), super::host::serial()));
         rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755))?;
         let open = || -> Result<OwnedFd, Errno> {

@@ -12,7 +12,7 @@ use rustix::thread::CapabilitySet;
 use tempfile::TempDir;
 
 use super::cgroup::{BuildGroups, Hierarchy};
-use super::chroot::Roots;
+use super::chroot::{Commands, Roots};
 use super::error::SandboxError;
 use super::guard::DeviceGuard;
 use super::isolation::{Confinement, Isolation};
@@ -20,6 +20,7 @@ use super::namespaces::RemainsCount;
 use super::network::NetworkProvider;
 use super::points::{PointKind, make_stubs};
 use super::rootfs::Sensitive;
+use crate::sys::bpf::AllowedDevice;
 use crate::sys::release::kernel_is_at_least;
 
 /// Facts about the machine, and a scratch directory with what all commands share.
@@ -48,6 +49,8 @@ pub(super) struct Host {
     pub(super) remains: Arc<RemainsCount>,
     /// Copies of layers, in [`Isolation::Chroot`].
     pub(super) roots: Roots,
+    /// What runs there.
+    pub(super) commands: Commands,
 }
 
 impl Host {
@@ -81,6 +84,7 @@ impl Host {
             this_process,
             remains: Arc::default(),
             roots: Roots::default(),
+            commands: Commands::default(),
         };
         let points = [host.root_point(), host.stage_point(), host.bundle_point(), host.empty(), host.default_stubs()];
         for directory in points {
@@ -93,9 +97,15 @@ impl Host {
 
     /// What keeps commands from devices; made for the first one.
     pub(super) fn guard(&self) -> &DeviceGuard {
+        self.guard.get_or_init(|| self.guard_with(&[]))
+    }
+
+    /// What keeps one command from all but the usual devices and those in `more`.
+    pub(super) fn guard_with(&self, more: &[AllowedDevice]) -> DeviceGuard {
         // In a user namespace no node works anyway, and filters cannot be loaded.
-        let group = || if self.isolation == Isolation::Root { self.hierarchy.unified_directory() } else { None };
-        self.guard.get_or_init(|| DeviceGuard::new(group().as_deref()))
+        let can_be = matches!(self.isolation, Isolation::Root | Isolation::Chroot);
+        let group = if can_be { self.hierarchy.unified_directory() } else { None };
+        DeviceGuard::new(group.as_deref(), more)
     }
 
     /// The scratch directory.

@@ -80,6 +80,7 @@ pub(super) fn likely_kind(mount: &SandboxMount) -> PointKind {
             "" => is_file(root.clone()),
             path => is_file(root.join(path)),
         },
+        MountSource::Host { path, .. } => is_file(path.clone()),
         MountSource::Tmpfs { .. } => false,
         MountSource::File(_) | MountSource::Socket { .. } => true,
     };
@@ -106,6 +107,11 @@ impl Workshop<'_> {
             MountSource::Directory { root, path, writes } => {
                 let discard = *writes == Writes::Vanish && !mount.read_only;
                 (self.directory(index, root, path, discard)?, attributes, "a directory")
+            }
+            MountSource::Host { path, attributes: own } => {
+                let source = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+                    .map_err(SandboxError::call("open", path))?;
+                (source, attributes.with(*own), "a path of this machine")
             }
             MountSource::File(file) => (self.memory_file(index, file)?, file_attributes(file.mode), "a file"),
             MountSource::Socket { path } => {
@@ -189,6 +195,18 @@ impl Prepared {
             errno,
         })?;
         Ok(Self { target: target.to_owned(), kind: PointKind::File, what, description: "a file" })
+    }
+
+    /// A mount of the device node that `node` names.
+    pub(super) fn node(node: BorrowedFd<'_>, target: &str) -> Result<Self, SandboxError> {
+        let quiet = MountAttributes::NO_SUID.with(MountAttributes::NO_EXEC);
+        let description = "a device node";
+        let what = detach(node, quiet, Reach::Mount).map_err(|errno| SandboxError::Mount {
+            what: description.into(),
+            target: target.to_owned(),
+            errno,
+        })?;
+        Ok(Self { target: target.to_owned(), kind: PointKind::File, what, description })
     }
 
     /// Mounts it in the root of the calling thread; what had to be made for it is added to `made`.
@@ -337,6 +355,40 @@ fn kind_of(fd: BorrowedFd<'_>) -> Result<PointKind, SandboxError> {
 
 fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Does something with the thread's root at `root`, and comes back. Mounts and everything else stay the thread's.
+pub(super) fn inside<T>(root: &Path, work: impl FnOnce() -> Result<T, SandboxError>) -> Result<T, SandboxError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let outside = rustix::fs::open("/", flags, Mode::empty()).map_err(SandboxError::call("open", "/"))?;
+    let enter = || -> Result<(), Errno> {
+        rustix::process::chdir(root)?;
+        rustix::process::chroot(".")
+    };
+    enter().map_err(SandboxError::setup("enter the new root"))?;
+    let result = work();
+    let leave = || -> Result<(), Errno> {
+        rustix::process::fchdir(&outside)?;
+        rustix::process::chroot(".")
+    };
+    leave().map_err(SandboxError::setup("leave the new root"))?;
+    result
+}
+
+/// Mounts `mount` on `target`.
+pub(super) fn attach(mount: &OwnedFd, target: &Path) -> Result<(), SandboxError> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(mount.as_fd(), "", CWD, target, flags).map_err(|errno| SandboxError::Mount {
+        what: "a file system".to_owned(),
+        target: target.display().to_string(),
+        errno,
+    })
+}
+
+/// Mounts a file system in memory on `target`, in the mount namespace of the calling thread.
+pub(super) fn mount_memory(target: &Path) -> Result<(), SandboxError> {
+    let memory = memory_mount().map_err(SandboxError::setup("make a file system in memory"))?;
+    attach(&memory, target)
 }
 
 /// Makes the directory `root` the root of the calling thread, and forgets everything else.

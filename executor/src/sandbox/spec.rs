@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use solver::{NetworkMode, SecurityMode, Ulimit};
 
+use super::nodes::GivenDevices;
 use crate::sys::handlers::HandlerNamespace;
+use crate::sys::mount::MountAttributes;
 
 /// One command and everything it sees. Spec: `spec/dockerfile.md` §8, `spec/engine.md` §5.1.
 ///
@@ -45,6 +47,8 @@ pub struct SandboxSpec {
     pub resources: Resources,
     /// Mounts in the order given; of the same target the last one counts, parents are mounted first.
     pub mounts: Vec<SandboxMount>,
+    /// What comes with the devices that it asks for.
+    pub given: GivenDevices,
     /// Standard input, output and error.
     pub stdio: Stdio,
 }
@@ -110,6 +114,13 @@ pub enum MountSource {
         path: String,
         /// What becomes of writes.
         writes: Writes,
+    },
+    /// A path of the host as it is, with all that is mounted below it. Writes, where they are allowed, reach it.
+    Host {
+        /// File, directory or socket.
+        path: PathBuf,
+        /// What it cannot be used for.
+        attributes: MountAttributes,
     },
     /// Memory.
     Tmpfs {

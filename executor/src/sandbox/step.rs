@@ -19,11 +19,12 @@ use super::cgroup::StepGroup;
 use super::control::{Control, Report};
 use super::devices::Devices;
 use super::error::SandboxError;
-use super::guard::DevicePolicy;
+use super::guard::{DeviceGuard, DevicePolicy};
 use super::host::Host;
 use super::isolation::Isolation;
 use super::mounts::{self, Prepared, Workshop, file_attributes};
 use super::namespaces::{Namespaces, Remains};
+use super::nodes::{self, MadeNode};
 use super::overlay::Overlay;
 use super::points::{self, MadePoint, PointKind};
 use super::pretend::{Pretender, adopt};
@@ -31,7 +32,7 @@ use super::room::Room;
 use super::spec::{Exit, SandboxSpec};
 use super::streams::Streams;
 use super::supervise::supervise;
-use super::{chroot, command, devices, limits, login, network, rootfs, seccomp};
+use super::{chroot, command, devices, hooks, limits, login, network, rootfs, seccomp};
 use crate::sys::mount::MountAttributes;
 use crate::sys::spawn::{Capabilities, Child, Ended, Identity, LateMount, Plan, SpawnError, Stage, spawn};
 use crate::view::passwd::RunUser;
@@ -61,12 +62,18 @@ pub(super) fn perform<'a>(
         Isolation::Nothing => return Err(SandboxError::NoCommands),
         Isolation::Root | Isolation::UserNamespace | Isolation::SingleId => {}
     }
+    if host.runtime.is_none() {
+        hooks::check(&spec.given.hooks)?;
+    }
     let limits = limits::resolve(&spec.ulimits, limits::process_ceiling(host.may_raise_limits()))?;
     let mut warnings: Vec<String> = limits.warning.into_iter().collect();
     let group = StepGroup::new(&host.hierarchy, &host.build_groups, &spec.resources, &mut warnings);
     let scratch = if spec.mounts.is_empty() { None } else { Some(host.step_directory()?) };
     let scratch = scratch.as_ref().map_or(host.root(), |directory| directory.path());
-    let (policy, birthplace) = keep_from_devices(host, spec.security, &group);
+    warnings.extend(spec.given.warnings(host));
+    let own_guard = spec.given.guard(host);
+    let guard = own_guard.as_ref().unwrap_or_else(|| host.guard());
+    let (policy, birthplace) = keep_from_devices(guard, spec.security, &group);
     let stubs = make_stubs(host, spec, scratch)?;
     mounts::copy_root_metadata(&spec.lower, &spec.upper)?;
 
@@ -132,11 +139,10 @@ fn make_stubs(host: &Host, spec: &SandboxSpec, scratch: &Path) -> Result<PathBuf
 
 /// How the command is kept from devices, and the control group that it is born into.
 fn keep_from_devices<'a>(
-    host: &'a Host,
+    guard: &'a DeviceGuard,
     security: SecurityMode,
     group: &'a StepGroup,
 ) -> (DevicePolicy, Option<BorrowedFd<'a>>) {
-    let guard = host.guard();
     let policy = guard.policy(security);
     match group.birthplace() {
         Some(own) if policy == DevicePolicy::Filtered && guard.protect(own).is_err() => {
@@ -165,6 +171,8 @@ pub(super) struct Step<'a> {
 pub(super) struct Sources {
     /// Mounted by the thread.
     pub(super) early: Vec<Prepared>,
+    /// Device nodes among them that were made for this command.
+    pub(super) nodes: Vec<MadeNode>,
     /// What has to be there before `/proc` and `/sys`, or instead of them.
     pub(super) sys: KernelSources,
     /// Mounted by the command's process once `/proc` and `/sys` are there.
@@ -193,12 +201,19 @@ impl Step<'_> {
         if let Some(runtime) = &self.host.runtime {
             return self.hand_over(runtime, devices, sources, made);
         }
-        let Sources { early, sys, late } = sources;
-        mounts::enter_root(&self.host.root_point())?;
+        let Sources { early, nodes, sys, late } = sources;
         // Modes are given exactly from here on. The thread's umask is its own since its mount namespace is.
         rustix::process::umask(Mode::empty());
-        self.fill_root(devices, early, made)?;
-        let account = login::account(&self.spec.user)?;
+        let root = self.host.root_point();
+        if self.spec.given.hooks.is_empty() {
+            mounts::enter_root(&root)?;
+            self.fill_root(devices, early, made)?;
+        } else {
+            mounts::inside(&root, || self.fill_root(devices, early, made))?;
+            self.run_hooks(&root)?;
+            mounts::enter_root(&root)?;
+        }
+        let account = self.account(&nodes)?;
         if !is_kernel_path(&self.spec.cwd) {
             login::make_directory(&self.spec.cwd, self.spec.cwd.as_ref(), &account)?;
         }
@@ -207,6 +222,24 @@ impl Step<'_> {
         let outcome = self.start_and_wait(&account, mounts)?;
         *user = Some(account);
         Ok(outcome)
+    }
+
+    /// Whom the command runs as, in the root of the calling thread; `nodes` become that user's.
+    pub(super) fn account(&self, nodes: &[MadeNode]) -> Result<RunUser, SandboxError> {
+        let mut account = login::account(&self.spec.user)?;
+        self.spec.given.join_groups(self.host, &mut account);
+        nodes::give_to(nodes, &account)?;
+        Ok(account)
+    }
+
+    /// Runs what devices need run. The thread's root is the host's.
+    fn run_hooks(&self, root: &Path) -> Result<(), SandboxError> {
+        let bundle = self.host.bundle_point();
+        mounts::mount_memory(&bundle)?;
+        rustix::process::umask(Mode::from_raw_mode(0o022));
+        let done = hooks::run(&self.spec.given.hooks, root, &bundle, self.control);
+        rustix::process::umask(Mode::empty());
+        done
     }
 
     /// Mounts the root at the host's root point and opens whatever comes from the host's paths.
@@ -258,7 +291,12 @@ impl Step<'_> {
                 early.push(prepared);
             }
         }
-        Ok(Sources { early, sys, late })
+        let (given, nodes) = spec.given.prepare(host)?;
+        for node in given {
+            early.retain(|other| other.target != node.target);
+            early.push(node);
+        }
+        Ok(Sources { early, nodes, sys, late })
     }
 
     /// A mount tree of the host as it is (control groups of the old kind, `/sys`), protected, in its own place.

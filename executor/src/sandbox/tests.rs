@@ -7,6 +7,7 @@
     reason = "a skipped test says why, a measuring one what; RBUILD_TEST_DIR chooses the file system"
 )]
 
+mod given;
 mod processes;
 
 use std::collections::BTreeMap;
@@ -77,6 +78,7 @@ impl Fixture {
             ulimits: Vec::new(),
             resources: Resources::default(),
             mounts: Vec::new(),
+            given: GivenDevices::default(),
             stdio: Stdio::Piped,
         }
     }

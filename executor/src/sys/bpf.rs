@@ -4,13 +4,49 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use rustix::io::Errno;
 
-/// A character device that may be opened.
+/// A device that may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AllowedDevice {
+    /// Which sort.
+    pub kind: DeviceKind,
     /// Major number.
     pub major: u32,
     /// Minor number; `None` is any.
     pub minor: Option<u32>,
+    /// What may be done with it; making a node is always allowed.
+    pub access: DeviceAccess,
+}
+
+/// The sorts of devices: the kernel's `BPF_DEVCG_DEV_*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// A block device.
+    Block = 1,
+    /// A character device.
+    Character = 2,
+}
+
+/// What may be done with a device: the kernel's `BPF_DEVCG_ACC_*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceAccess(u8);
+
+impl DeviceAccess {
+    /// Nothing.
+    pub const NONE: Self = Self(0);
+    /// Nodes for it may be made.
+    pub const MAKE: Self = Self(1);
+    /// It may be opened for reading.
+    pub const READ: Self = Self(2);
+    /// It may be opened for writing.
+    pub const WRITE: Self = Self(4);
+    /// All of it.
+    pub const ALL: Self = Self(7);
+
+    /// Both.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
 }
 
 /// `struct bpf_insn`.
@@ -55,7 +91,7 @@ const ATTACH_CGROUP_DEVICE: u32 = 6;
 /// Programs of groups above and below stay in force.
 const ALLOW_MULTIPLE: u32 = 2;
 
-/// `bpf(2)`, `BPF_PROG_LOAD`: a filter that lets nodes be made freely but opened only if they are in `allowed`.
+/// `bpf(2)`, `BPF_PROG_LOAD`: a filter that lets nodes be made freely but used only as far as they are in `allowed`.
 /// Linux ≥ 4.15.
 ///
 /// # Errors
@@ -109,9 +145,8 @@ fn last_errno() -> Errno {
 
 /// The program. Its input is `struct bpf_cgroup_dev_ctx`: access and type in one word, major, minor.
 fn device_filter(allowed: &[AllowedDevice]) -> Vec<Instruction> {
-    const CHARACTER_DEVICE: i32 = 2;
     const MAKE_NODE: i32 = 1;
-    let (result, context, access, kind, major, minor) = (0, 1, 2, 3, 4, 5);
+    let (result, context, access, kind, major, minor, beyond) = (0, 1, 2, 3, 4, 5, 6);
     let mut program = vec![
         load_word(access, context, 0),
         copy(kind, access),
@@ -123,15 +158,16 @@ fn device_filter(allowed: &[AllowedDevice]) -> Vec<Instruction> {
         jump_unless_equal(access, MAKE_NODE, 2),
         set(result, 1),
         exit(),
-        jump_if_equal(kind, CHARACTER_DEVICE, 2),
-        set(result, 0),
-        exit(),
     ];
     for device in allowed {
-        let minor_test = device.minor.map(|number| jump_unless_equal(minor, number.cast_signed(), 2));
-        let to_next = if minor_test.is_some() { 3 } else { 2 };
-        program.push(jump_unless_equal(major, device.major.cast_signed(), to_next));
+        // What is asked for and not allowed; nodes may be made of everything.
+        let refused = !i32::from(device.access.with(DeviceAccess::MAKE).0);
+        let minor_test = device.minor.map(|number| jump_unless_equal(minor, number.cast_signed(), 5));
+        let to_minor = if minor_test.is_some() { 1 } else { 0 };
+        program.push(jump_unless_equal(kind, device.kind as i32, 6 + to_minor));
+        program.push(jump_unless_equal(major, device.major.cast_signed(), 5 + to_minor));
         program.extend(minor_test);
+        program.extend([copy(beyond, access), and(beyond, refused), jump_unless_equal(beyond, 0, 2)]);
         program.extend([set(result, 1), exit()]);
     }
     program.extend([set(result, 0), exit()]);
@@ -162,10 +198,6 @@ const fn jump_unless_equal(register: u8, value: i32, distance: i16) -> Instructi
     instruction(0x55, register, 0, distance, value)
 }
 
-const fn jump_if_equal(register: u8, value: i32, distance: i16) -> Instruction {
-    instruction(0x15, register, 0, distance, value)
-}
-
 const fn set(register: u8, value: i32) -> Instruction {
     instruction(0xb7, register, 0, 0, value)
 }
@@ -194,7 +226,6 @@ mod tests {
                 0x57 => registers[to] &= i64::from(step.immediate),
                 0x77 => registers[to] >>= step.immediate,
                 0x55 => at += jump(registers[to] != i64::from(step.immediate)),
-                0x15 => at += jump(registers[to] == i64::from(step.immediate)),
                 0xb7 => registers[to] = i64::from(step.immediate),
                 0x95 => return registers[0],
                 code => panic!("unknown instruction {code:#x}"),
@@ -204,7 +235,14 @@ mod tests {
 
     #[test]
     fn only_allowed_devices_open_and_all_can_be_made() {
-        let allowed = [AllowedDevice { major: 1, minor: Some(3) }, AllowedDevice { major: 136, minor: None }];
+        let device = |kind, major, minor, access| AllowedDevice { kind, major, minor, access };
+        let (all, reading) = (DeviceAccess::ALL, DeviceAccess::READ);
+        let allowed = [
+            device(DeviceKind::Character, 1, Some(3), all),
+            device(DeviceKind::Character, 136, None, all),
+            device(DeviceKind::Block, 7, Some(0), reading),
+            device(DeviceKind::Character, 10, None, DeviceAccess::NONE),
+        ];
         let program = device_filter(&allowed);
         let (make, read, write, block, character) = (1, 2, 4, 1, 2);
         let cases = [
@@ -217,6 +255,12 @@ mod tests {
             (read | make, block, 8, 0, 0),
             (write, character, 136, 77, 1),
             (read, character, 5, 1, 0),
+            (read, block, 7, 0, 1),
+            (read | make, block, 7, 0, 1),
+            (read | write, block, 7, 0, 0),
+            (read, block, 7, 1, 0),
+            (read, character, 7, 0, 0),
+            (read, character, 10, 229, 0),
         ];
         for (access, kind, major, minor, want) in cases {
             assert_eq!(decide(&program, access, kind, major, minor), want, "{access} {kind} {major}:{minor}");

@@ -13,6 +13,7 @@
 mod add;
 mod contexts;
 mod copy;
+mod devices;
 mod epoch;
 mod error;
 mod from;
@@ -115,7 +116,7 @@ pub async fn outline(
     let source = Source::read(request, &mut findings)?;
     let platform = platforms(request, &mut findings).swap_remove(0);
     let finder = Finder::new(request, resolver, progress, false);
-    let target = Target::prepare(source.shared(request, false), platform, &finder, &mut findings).await?;
+    let target = Target::prepare(source.shared(request, resolver, false), platform, &finder, &mut findings).await?;
     target.outline(&source.file, &mut findings)
 }
 
@@ -146,9 +147,10 @@ impl Source {
         Ok(Self { file, ignored, is_labs })
     }
 
-    fn shared<'a>(&'a self, request: &'a PlanRequest, is_multi: bool) -> Shared<'a> {
+    fn shared<'a>(&'a self, request: &'a PlanRequest, resolver: &'a dyn Resolver, is_multi: bool) -> Shared<'a> {
         Shared {
             request,
+            resolver,
             file: &self.file,
             ignored: self.ignored.as_ref(),
             is_multi,
@@ -172,7 +174,7 @@ async fn make(
     }
     let platforms = platforms(request, findings);
     let is_multi = is_multi_platform(request, platforms.len())?;
-    let shared = source.shared(request, is_multi);
+    let shared = source.shared(request, resolver, is_multi);
     let finder = Finder::new(request, resolver, progress, is_multi);
     // The first platform reports what it finds, the others what need not be true of the first: they would repeat the rest.
     let mut reports = vec![std::mem::take(findings)];

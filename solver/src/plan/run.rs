@@ -11,7 +11,7 @@ use super::request::Purpose;
 use super::stage::StageBuilder;
 use super::stages::Source;
 use crate::graph::Input;
-use crate::op::{Device, InlineScript, MountKind, NetworkMode, Op, RunOp, SecurityMode};
+use crate::op::{InlineScript, MountKind, NetworkMode, Op, RunOp, SecurityMode};
 
 /// Where heredoc scripts are mounted.
 const SCRIPTS: &str = "/dev/pipes";
@@ -122,26 +122,6 @@ impl StageBuilder<'_> {
         }
         let fault = PlanError::input(format!("failed to load LLB: {entitlement} is not allowed"));
         Err(fault.help(format!("allow it with `--allow {entitlement}`")))
-    }
-
-    fn devices(&self, run: &RunInstruction) -> Result<Vec<Device>, PlanError> {
-        if !run.devices.is_empty() && !self.target.is_labs {
-            let message = "device feature is only supported in Dockerfile frontend 1.14.0-labs or later";
-            return Err(PlanError::input(message).help("begin the Dockerfile with `# syntax=docker/dockerfile:labs`"));
-        }
-        let mut devices = Vec::new();
-        for device in &run.devices {
-            let is_allowed = self.target.request.entitlements.iter().any(|given| {
-                let name = given.strip_prefix("device=").and_then(|rest| rest.split(',').next());
-                given == "device" || name == Some(device.name.as_str())
-            });
-            if !is_allowed && self.target.request.purpose == Purpose::Build {
-                let message = format!("device {} is requested by the build but not allowed", device.name);
-                return Err(PlanError::input(message).help(format!("allow it with `--allow device={}`", device.name)));
-            }
-            devices.push(Device { name: device.name.clone(), required: device.required });
-        }
-        Ok(devices)
     }
 
     fn run_name(&mut self, run: &RunInstruction, mounts: &Mounts) -> String {

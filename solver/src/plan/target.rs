@@ -19,11 +19,14 @@ use super::stage::StageBuilder;
 use super::stages::{Base, Source, StageIdx, Stages};
 use super::state::{BaseImage, State, set_platform};
 use crate::graph::{Graph, Input};
+use crate::traits::Resolver;
 
 /// What all platforms of a plan have in common.
 #[derive(Clone, Copy)]
 pub(super) struct Shared<'a> {
     pub(super) request: &'a PlanRequest,
+    /// Knows the machine's devices.
+    pub(super) resolver: &'a dyn Resolver,
     pub(super) file: &'a Dockerfile,
     pub(super) ignored: Option<&'a Ignored>,
     /// The result is laid out for several platforms: steps are named with theirs.
@@ -36,6 +39,8 @@ pub(super) struct Shared<'a> {
 /// Everything that is known before a stage is evaluated.
 pub(super) struct Target<'a> {
     pub(super) request: &'a PlanRequest,
+    /// Knows the machine's devices.
+    pub(super) resolver: &'a dyn Resolver,
     pub(super) ignored: Option<&'a Ignored>,
     pub(super) is_multi: bool,
     pub(super) is_explicit: bool,
@@ -99,6 +104,7 @@ impl<'a> Target<'a> {
         let stages = Stages::connect(froms, request, &platform)?;
         let mut target = Self {
             request,
+            resolver: shared.resolver,
             ignored: shared.ignored,
             is_multi: shared.is_multi,
             is_explicit: shared.is_explicit,

@@ -15,7 +15,6 @@ use std::sync::Arc;
 use executor::emulation::{Emulation, EmulationCost};
 use executor::engine::{Engine, OfferedDir};
 use executor::packer::Wanted;
-use executor::sandbox::Confinement;
 use solver::plan::{
     ContextKind, Culprit, IgnoreFile, NamedContext, NoCache, Plan, PlanError, PlanRequest, SourceText, plan,
 };
@@ -73,13 +72,7 @@ pub(super) fn session<T>(
     let cancel = CancellationToken::new();
     let runtime = wire::runtime()?;
     let mut source = None;
-    let build = Build {
-        request,
-        store,
-        confinement: &global.confinement,
-        progress: ui.progress().clone(),
-        cancel: cancel.clone(),
-    };
+    let build = Build { request, store, global, progress: ui.progress().clone(), cancel: cancel.clone() };
     let outcome = runtime.block_on(wire::until_interrupted(cancel, work(&build, &mut source)));
     // Work that was cancelled ends before the last picture is drawn.
     drop(runtime);
@@ -94,7 +87,7 @@ pub(super) fn session<T>(
 pub(super) struct Build<'a> {
     request: &'a BuildRequest,
     store: &'a cache::Store,
-    confinement: &'a Confinement,
+    global: &'a Global,
     pub(super) progress: Progress,
     cancel: CancellationToken,
 }
@@ -116,7 +109,7 @@ pub(super) struct Prepared {
 
 impl Build<'_> {
     async fn run(&self, source: &mut Option<Source>) -> Result<Built, Failure> {
-        let isolation = self.confinement.isolation;
+        let isolation = self.global.confinement.isolation;
         let products = product::products(self.request, isolation, &self.progress).await.map_err(of_build)?;
         let Prepared { plan_request, engine, context: _context } =
             self.prepare(product::wanted(&products), source).await?;

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use cache::Store;
 use executor::emulation::Emulation;
 use executor::run::{Agent, AgentStore, KeyError, MOST_KEY_FILE_BYTES, PrivateKey, RunOptions, Runner, Secret};
-use executor::sandbox::{Confinement, PastaNetwork, Sandbox};
+use executor::sandbox::{PastaNetwork, Sandbox};
 use executor::source::SecretLookup;
 
+use crate::args::Global;
 use crate::env;
 use crate::failure::Failure;
 use crate::request::{BuildRequest, SecretArg, SecretSource, SshArg};
@@ -28,11 +29,12 @@ pub(crate) fn runner(
     store: &Store,
     request: &BuildRequest,
     agents: AgentStore,
-    confinement: &Confinement,
+    global: &Global,
 ) -> Result<Runner, Failure> {
     let (resources, host_ca) = (request.resources.clone(), request.host_ca.clone());
     let emulation = Some(Emulation::new(store.clone(), env::emulator_dirs()));
-    let mut options = RunOptions { agents, resources, host_ca, emulation, ..RunOptions::default() };
+    let devices = global.devices();
+    let mut options = RunOptions { agents, resources, host_ca, emulation, devices, ..RunOptions::default() };
     for secret in &request.secrets {
         options.secrets = match &secret.source {
             SecretSource::File(path) => options.secrets.with_file(&secret.id, path.clone()),
@@ -44,7 +46,7 @@ pub(crate) fn runner(
         };
     }
     let network = PastaNetwork::new(env::var("PATH").unwrap_or_default());
-    let sandbox = Sandbox::new(store.scratch_dir()?, Arc::new(network), confinement)
+    let sandbox = Sandbox::new(store.scratch_dir()?, Arc::new(network), &global.confinement)
         .map_err(|error| Failure::environment(error.to_string()))?;
     Ok(Runner::new(sandbox, store.clone(), options))
 }

@@ -89,10 +89,15 @@ pub(crate) fn engine(
         known_hosts: None,
     };
     let parts = EngineParts {
-        images: Arc::new(ImageSource::new(store.clone(), client.clone(), policy, unpack_options(build.confinement))),
+        images: Arc::new(ImageSource::new(
+            store.clone(),
+            client.clone(),
+            policy,
+            unpack_options(&build.global.confinement),
+        )),
         http: HttpSource::new(http_client, store.clone(), lookup.clone()),
         git: GitSource::new(git, store.clone(), lookup),
-        runner: secrets::runner(&store, build.request, agents, build.confinement)?,
+        runner: secrets::runner(&store, build.request, agents, build.global)?,
         store,
         contexts,
         wanted,

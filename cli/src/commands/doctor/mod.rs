@@ -104,6 +104,7 @@ fn diagnose(global: &Global) -> Diagnosis {
     checks.extend(machine::network());
     checks.extend(machine::emulators());
     checks.push(machine::runtimes());
+    checks.push(surroundings::devices(&global.devices()));
     checks.extend(surroundings::programs());
     checks.extend(surroundings::store(global.store.as_deref(), confinement.isolation));
     checks.extend(surroundings::environment());

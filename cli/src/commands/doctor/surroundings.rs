@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use cache::{Store, UsageKind};
+use executor::cdi::Catalog;
 use executor::sandbox::probe::try_overlay;
 use executor::sandbox::{Isolation, find_program};
 
@@ -176,6 +177,26 @@ fn certificates() -> Check {
     match USUAL.iter().find(|path| Path::new(path).exists()) {
         Some(path) => Check::ok(NAME, *path),
         None => Check::warn(NAME, "only those built in", "install ca-certificates to trust what this machine trusts"),
+    }
+}
+
+/// Devices that `RUN --device` can ask for.
+pub(super) fn devices(catalog: &Catalog) -> Check {
+    const SHOWN: usize = 8;
+    let names: Vec<&str> = catalog.names().collect();
+    let more = names.len().saturating_sub(SHOWN);
+    let mut found = match names.as_slice() {
+        [] => "none (only RUN --device needs them)".to_owned(),
+        names => names[..names.len() - more].join(" "),
+    };
+    if more > 0 {
+        found.push_str(&format!(" and {more} more"));
+    }
+    let faults: Vec<String> =
+        catalog.faults().iter().map(|fault| format!("{}: {}", fault.path.display(), fault.reason)).collect();
+    match faults.is_empty() {
+        true => Check::ok("CDI devices", found),
+        false => Check::warn("CDI devices", found, faults.join("; ")),
     }
 }
 

@@ -19,7 +19,7 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use rustix::thread::CapabilitySet;
-use solver::{NetworkMode, Stream};
+use solver::{NetworkMode, SecurityMode, Stream};
 use tokio::sync::mpsc::Sender;
 
 use super::control::{Control, Report};
@@ -30,10 +30,11 @@ use super::step::DEFAULT_CAPABILITIES;
 use super::streams::Streams;
 use super::supervise::supervise;
 use super::{command, limits, login, seccomp};
-use crate::sys::spawn::{Capabilities, Ended, Identity, Plan, SpawnError, Stage, spawn};
+use crate::sys::spawn::{Capabilities, Ended, Identity, Plan, SpawnError, Stage};
 use changes::Snapshot;
 use places::Places;
 
+pub(super) use leftovers::Commands;
 pub use leftovers::kill_lost;
 pub(super) use roots::Roots;
 
@@ -53,6 +54,7 @@ pub(super) fn perform(
     let root = host.roots.take(&spec.lower, host.root(), &|| control.is_cancelled())?;
     let before = Snapshot::of(root.path())?;
     let step = host.step_directory()?;
+    host.commands.adopt_orphans();
     let mut places = Places::new(root.path(), step.path())?;
     let outcome = places.fill(spec).and_then(|()| {
         before.wait_for_the_clock(step.path())?;
@@ -60,6 +62,7 @@ pub(super) fn perform(
     });
     // Whatever happened, nothing of the command is left running, and nothing of ours in its root.
     leftovers::kill_processes_in(root.path());
+    host.commands.kill_orphans(host.root());
     places.empty()?;
     let (ended, not_started) = outcome?;
     let after = Snapshot::of(root.path())?;
@@ -81,6 +84,7 @@ fn refuse_what_cannot_be(spec: &SandboxSpec) -> Result<(), SandboxError> {
     match (spec.network, spec.stdio) {
         (NetworkMode::None, _) => missing("a step without network"),
         (_, Stdio::Terminal) => missing("a terminal"),
+        _ if !spec.given.hooks.is_empty() => missing("a program that a device needs run"),
         _ => Ok(()),
     }
 }
@@ -93,7 +97,11 @@ fn run(
     root: &Path,
     limits: Vec<(u32, crate::sys::spawn::Limit)>,
 ) -> Result<(Ended, Option<NotStarted>), SandboxError> {
-    let account = login::account_at(&spec.user, |path| places::resolve(root, path).ok())?;
+    let mut account = login::account_at(&spec.user, |path| places::resolve(root, path).ok())?;
+    spec.given.join_groups(host, &mut account);
+    for node in &spec.given.nodes {
+        node.give_to(&places::resolve(root, &node.path)?, &account)?;
+    }
     login::make_directory(&spec.cwd, &places::resolve(root, &spec.cwd)?, &account)?;
     let home = account.home.as_deref().filter(|home| !home.is_empty()).unwrap_or("/");
     let command = command::Command::new(&spec.args, &spec.env, home)?;
@@ -101,9 +109,12 @@ fn run(
     // Without it, a directory is what root stays in.
     let kept = DEFAULT_CAPABILITIES & host.capabilities & !CapabilitySet::SYS_CHROOT.bits();
     let may_filter = host.capabilities & CapabilitySet::SYS_ADMIN.bits() != 0;
+    // Where devices can be kept away at all; containers usually have that done around them.
+    let own_guard = spec.given.guard(host);
+    let guard = own_guard.as_ref().unwrap_or_else(|| host.guard());
     let plan = Plan {
         pid_namespace: false,
-        birth_cgroup: None,
+        birth_cgroup: guard.group(guard.policy(SecurityMode::Sandbox)),
         cgroups: Vec::new(),
         cgroup_namespace: false,
         stdio: streams.for_command(),
@@ -128,10 +139,12 @@ fn run(
     if control.is_cancelled() {
         return Err(SandboxError::Cancelled);
     }
-    match spawn(&plan) {
+    match host.commands.start(&plan) {
         Ok(child) => {
             drop(plan);
-            supervise(&child, streams.into_ours(), control, reports).map(|ended| (ended, None))
+            let ended = supervise(&child, streams.into_ours(), control, reports);
+            host.commands.end(&child);
+            ended.map(|ended| (ended, None))
         }
         Err(SpawnError::Child { stage: Stage::Exec, errno }) => {
             let (reason, text) = command.explain(errno, root);

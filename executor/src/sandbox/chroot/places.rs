@@ -78,7 +78,8 @@ impl Places {
         let hosts = hosts(&spec.hostname, &spec.extra_hosts);
         self.put("/etc/hosts", |path| write_file(path, hosts.as_bytes(), 0o644))?;
         self.put("/etc/resolv.conf", |path| write_file(path, resolv::host().as_bytes(), 0o644))?;
-        in_order(&spec.mounts).into_iter().try_for_each(|mount| self.mount(mount))
+        in_order(&spec.mounts).into_iter().try_for_each(|mount| self.mount(mount))?;
+        spec.given.nodes.iter().try_for_each(|node| self.put(&node.path, |path| node.make(CWD, path)))
     }
 
     fn mount(&mut self, mount: &SandboxMount) -> Result<(), SandboxError> {
@@ -105,6 +106,16 @@ impl Places {
                 }
                 Ok(())
             }
+            MountSource::Host { path, .. } if mount.read_only => match path.is_dir() {
+                true => self.put(target, |place| copy(std::slice::from_ref(path), Path::new("/"), place)),
+                false => {
+                    self.put(target, |place| fs::copy(path, place).map(drop).map_err(SandboxError::io("copy", path)))
+                }
+            },
+            MountSource::Host { .. } => Err(SandboxError::NotInThisTier {
+                what: "a path of this machine that a step may write to",
+                tier: "chroot",
+            }),
             MountSource::Socket { path: socket } => {
                 self.put(target, |path| fs::hard_link(socket, path).map_err(SandboxError::io("link", socket)))
             }

@@ -1,13 +1,15 @@
 //! `config.json` of an OCI bundle: a command in the words of the OCI runtime specification, 1.0.2. Only the parts that
 //! we use. Spec: `spec/engine.md` §5.1.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::StatVfsMountFlags;
 use rustix::termios::Winsize;
 use serde::Serialize;
 use solver::{SecurityMode, Ulimit};
 
+use crate::sandbox::hooks::Hook;
 use crate::sandbox::rootfs::{self, MASKED, READ_ONLY};
 use crate::sandbox::seccomp::{OciFilter, oci_filter};
 use crate::sandbox::spec::{SandboxSpec, Stdio};
@@ -58,7 +60,21 @@ pub(super) struct Config {
     root: Root,
     hostname: String,
     mounts: Vec<Mount>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    hooks: BTreeMap<&'static str, Vec<HookEntry>>,
     linux: Linux,
+}
+
+/// A program that the runtime runs.
+#[derive(Serialize)]
+struct HookEntry {
+    path: PathBuf,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    args: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    env: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeout: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -186,6 +202,7 @@ impl Config {
             root: Root { path: facts.root.to_string_lossy().into_owned(), readonly: false },
             hostname: spec.hostname.clone(),
             mounts,
+            hooks: hooks(&spec.given.hooks),
             linux: Linux {
                 namespaces: namespaces.map(|kind| Namespace { kind }).collect(),
                 seccomp: if confined { oci_filter() } else { None },
@@ -259,6 +276,21 @@ fn kernel_mounts(security: SecurityMode, sys: Sys, unified_cgroups: bool) -> Vec
         }
     }
     mounts
+}
+
+/// Hooks by their moment, in order.
+fn hooks(hooks: &[Hook]) -> BTreeMap<&'static str, Vec<HookEntry>> {
+    let mut map: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for hook in hooks {
+        map.entry(hook.moment.name()).or_default().push(HookEntry {
+            path: hook.path.clone(),
+            args: hook.args.clone(),
+            env: hook.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
+            // Whole seconds, and zero is not allowed.
+            timeout: hook.timeout.map(|timeout| timeout.as_secs().max(1)),
+        });
+    }
+    map
 }
 
 fn rlimits(ulimits: &[Ulimit], values: &[(u32, Limit)], open_files: Limit) -> Vec<Rlimit> {

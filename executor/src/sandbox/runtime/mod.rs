@@ -15,12 +15,11 @@ mod flags;
 mod program;
 
 use std::fs;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode};
 use rustix::io::Errno;
-use rustix::mount::MoveMountFlags;
 use serde::Deserialize;
 use solver::SecurityMode;
 
@@ -29,6 +28,7 @@ use super::devices::Devices;
 use super::error::SandboxError;
 use super::host::serial;
 use super::mounts;
+use super::nodes::MadeNode;
 use super::points::MadePoint;
 use super::spec::{NotStarted, Stdio};
 use super::step::{DEFAULT_CAPABILITIES, Outcome, Sources, Step, is_kernel_path};
@@ -56,13 +56,14 @@ impl Step<'_> {
     ) -> Result<Outcome, SandboxError> {
         let root = self.host.root_point();
         let handlers = has_handlers();
-        let (account, command) = match inside(&root, || self.furnish(devices, sources.early, made, handlers))? {
-            Furnished::Ready(account, command) => (account, command),
-            Furnished::NotStarted(reason, text) => {
-                self.say(&text);
-                return Ok((Ended::Exited(1), Some(reason)));
-            }
-        };
+        let (account, command) =
+            match mounts::inside(&root, || self.furnish(devices, sources.early, &sources.nodes, made, handlers))? {
+                Furnished::Ready(account, command) => (account, command),
+                Furnished::NotStarted(reason, text) => {
+                    self.say(&text);
+                    return Ok((Ended::Exited(1), Some(reason)));
+                }
+            };
         rustix::process::umask(Mode::from_raw_mode(0o022));
         let bundle = Bundle::make(self.host.bundle_point())?;
         let mut late = sources.sys.mounts;
@@ -97,12 +98,13 @@ impl Step<'_> {
         &self,
         devices: &Devices,
         early: Vec<mounts::Prepared>,
+        nodes: &[MadeNode],
         made: &mut Vec<MadePoint>,
         handlers: bool,
     ) -> Result<Furnished, SandboxError> {
         rustix::process::umask(Mode::empty());
         self.fill_root(devices, early, made)?;
-        let account = login::account(&self.spec.user)?;
+        let account = self.account(nodes)?;
         let cwd = &self.spec.cwd;
         if !is_kernel_path(cwd) {
             login::make_directory(cwd, cwd.as_ref(), &account)?;
@@ -196,24 +198,6 @@ fn has_handlers() -> bool {
     names.any(|name| name != "register" && name != "status")
 }
 
-/// Does something with the thread's root at `root`, and comes back. Mounts and everything else stay the thread's.
-fn inside<T>(root: &Path, work: impl FnOnce() -> Result<T, SandboxError>) -> Result<T, SandboxError> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let outside = rustix::fs::open("/", flags, Mode::empty()).map_err(SandboxError::call("open", "/"))?;
-    let enter = || -> Result<(), Errno> {
-        rustix::process::chdir(root)?;
-        rustix::process::chroot(".")
-    };
-    enter().map_err(SandboxError::setup("enter the new root"))?;
-    let result = work();
-    let leave = || -> Result<(), Errno> {
-        rustix::process::fchdir(&outside)?;
-        rustix::process::chroot(".")
-    };
-    leave().map_err(SandboxError::setup("leave the new root"))?;
-    result
-}
-
 /// Our own limit of open files.
 fn open_files() -> Limit {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
@@ -229,24 +213,13 @@ fn protect_control_groups() -> Result<(), SandboxError> {
         Err(Errno::NOENT | Errno::NOSYS | Errno::INVAL) => return Ok(()),
         protected => protected.map_err(SandboxError::call("share", CGROUPS))?,
     };
-    attach(&protected, Path::new(CGROUPS))?;
+    mounts::attach(&protected, Path::new(CGROUPS))?;
     // Some runtimes refuse a machine that has both versions.
     let unified = Path::new(CGROUPS).join("unified");
     if unified.exists() {
-        let empty = mounts::memory_mount().map_err(SandboxError::setup("make a file system in memory"))?;
-        attach(&empty, &unified)?;
+        mounts::mount_memory(&unified)?;
     }
     Ok(())
-}
-
-/// Mounts `mount` on `target`.
-fn attach(mount: &OwnedFd, target: &Path) -> Result<(), SandboxError> {
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    rustix::mount::move_mount(mount.as_fd(), "", CWD, target, flags).map_err(|errno| SandboxError::Mount {
-        what: "a file system".to_owned(),
-        target: target.display().to_string(),
-        errno,
-    })
 }
 
 /// What a runtime reads and writes, in memory.
@@ -259,8 +232,7 @@ struct Bundle {
 impl Bundle {
     /// Mounts it on `directory`.
     fn make(directory: PathBuf) -> Result<Self, SandboxError> {
-        let memory = mounts::memory_mount().map_err(SandboxError::setup("make a file system in memory"))?;
-        attach(&memory, &directory)?;
+        mounts::mount_memory(&directory)?;
         Ok(Self { state: directory.join("state"), log: directory.join("log"), directory })
     }
 
@@ -283,7 +255,7 @@ impl Bundle {
             _ => fs::write(&point, ""),
         };
         made.map_err(SandboxError::io("create mount point", &point))?;
-        attach(&mount, &point)?;
+        mounts::attach(&mount, &point)?;
         let facts = rustix::fs::fstatvfs(&mount).map_err(SandboxError::setup("look at the source of a mount"))?;
         Ok(Some(Mount::tree(&point, &target.to_string_lossy(), facts.f_flag)))
     }

@@ -28,6 +28,11 @@ fn prepare_and_exec(plan: &Plan<'_>) -> Result<Infallible, (Stage, c_int)> {
     join_cgroups(plan)?;
     place_stdio(&plan.stdio)?;
     make_session(plan.session)?;
+    if !plan.pid_namespace {
+        // What the first process of a namespace is anyway: whoever loses its parent becomes its child, and ours in the end.
+        // SAFETY: only numbers. It stays over `execve`; a kernel that lacks it has no more to offer.
+        unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+    }
     let mut is_ours = true;
     for (index, mount) in plan.mounts.iter().enumerate() {
         match (mount, perform_mount(mount, is_ours)) {

@@ -227,6 +227,7 @@ pub enum SpawnError {
 #[derive(Debug)]
 pub struct Child {
     pidfd: OwnedFd,
+    pid: i32,
 }
 
 /// How a process ended.
@@ -239,6 +240,11 @@ pub enum Ended {
 }
 
 impl Child {
+    /// Its number; another process may have it once this one was waited for.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
     /// Readable once the process has ended.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
@@ -300,7 +306,7 @@ pub fn spawn(plan: &Plan<'_>) -> Result<Child, SpawnError> {
         return Err(SpawnError::Clone(clone_errno));
     }
     // SAFETY: `clone` succeeded with `CLONE_PIDFD`: the kernel has given us this new descriptor, and nobody else has it.
-    let child = Child { pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } };
+    let child = Child { pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) }, pid: i32::try_from(pid).unwrap_or(0) };
     // SAFETY: `start` is on this stack and initialised. The child has written to it behind the compiler's back (its
     // address went to `clone` as a mutable pointer, so a fresh read is due).
     let failure = unsafe { ptr::read_volatile(&raw const start.failure) };

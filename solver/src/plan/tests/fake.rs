@@ -9,10 +9,10 @@ use oci::{ContainerConfig, DiffId, Digest, HistoryEntry, ImageConfig, ImageRef, 
 
 use crate::error::OpError;
 use crate::graph::{Graph, Input};
-use crate::op::{ExtraHost, NetworkMode, Op, Ulimit};
+use crate::op::{Device, ExtraHost, NetworkMode, Op, Ulimit};
 use crate::plan::{NamedContext, NoCache, Plan, PlanError, PlanRequest, PlannedImage, Purpose, SourceText, plan};
 use crate::progress::{Event, Progress, Step};
-use crate::traits::{ResolvedImage, Resolver};
+use crate::traits::{FoundDevice, ResolvedImage, Resolver};
 
 pub(super) const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -92,6 +92,22 @@ impl Resolver for Images {
             platform: config.platform(),
             config: config.clone(),
         })
+    }
+
+    fn find_devices(&self, device: &Device) -> Result<Vec<FoundDevice>, OpError> {
+        let all = [("vendor.test/class", "dev", false), ("vendor.test/free", "dev", true)];
+        let found =
+            all.iter().filter(|(kind, name, _)| device.name == *kind || device.name == format!("{kind}={name}"));
+        let found: Vec<_> = found
+            .map(|(kind, name, is_auto_allowed)| FoundDevice {
+                name: format!("{kind}={name}"),
+                is_auto_allowed: *is_auto_allowed,
+            })
+            .collect();
+        if found.is_empty() && device.required {
+            return Err(OpError::input(format!("required device {:?} is not registered", device.name)));
+        }
+        Ok(found)
     }
 
     async fn newest_time(&self, graph: &Graph, _: Input) -> Result<Option<i64>, OpError> {

@@ -152,18 +152,58 @@ fn front_ends_are_ours_or_refused() {
 }
 
 #[test]
-fn devices_need_the_labs_and_an_entitlement() {
-    let run = "FROM busybox\nRUN --device=vendor.test/class=dev,required true\n";
+fn devices_need_the_labs() {
     let refused = "device feature is only supported in Dockerfile frontend 1.14.0-labs or later";
-    assert_eq!(fault_of(&request(run)).message, refused);
-    let mut request = request(&format!("# syntax=docker/dockerfile:labs\n{run}"));
-    assert_eq!(fault_of(&request).message, "device vendor.test/class=dev is requested by the build but not allowed");
-    request.entitlements = vec!["device=vendor.test/class=dev,alias=x".to_owned()];
-    let plan = planned_as(&request);
-    let Input::Vertex(root) = plan.images[0].root else { panic!("a step") };
-    let Op::Run(run) = &*plan.graph.vertex(root).op else { panic!("RUN") };
-    assert_eq!(run.devices[0].name, "vendor.test/class=dev");
-    assert!(run.devices[0].required);
+    assert_eq!(fault_of(&request("FROM busybox\nRUN --device=vendor.test/class=dev true\n")).message, refused);
+}
+
+/// A build with one step that asks for `devices`, allowed what `entitlements` say. The machine has `vendor.test/class=dev` and
+/// `vendor.test/free=dev`; the latter is everybody's.
+fn with_devices(devices: &[&str], entitlements: &[&str]) -> PlanRequest {
+    let flags: Vec<String> = devices.iter().map(|device| format!("--device={device}")).collect();
+    let text = format!("# syntax=docker/dockerfile:labs\nFROM busybox\nRUN {} true\n", flags.join(" "));
+    PlanRequest { entitlements: entitlements.iter().map(|text| (*text).to_owned()).collect(), ..request(&text) }
+}
+
+#[test]
+fn devices_need_an_entitlement() {
+    let (one, free) = ("vendor.test/class=dev", "vendor.test/free=dev");
+    let required = format!("{one},required");
+    let refused = format!("failed to load LLB: device {one} is requested by the build but not allowed");
+    let cases: [(&[&str], &[&str], Option<&str>); 12] = [
+        (&[one], &[], Some(&refused)),
+        (&["vendor.test/class"], &[], Some(&refused)),
+        (&[one, free], &["device=vendor.test/free=dev"], Some(&refused)),
+        (&[&required], &["device"], None),
+        (&[&required], &["device=vendor.test/class=dev"], None),
+        (&[&required], &["device=vendor.test/class"], None),
+        (&[free], &[], None),
+        (&["vendor.test/other=dev"], &[], None),
+        (&["vendor.test/other=dev,required"], &[], Some("required device \"vendor.test/other=dev\" is not registered")),
+        // It is not looked for before it is needed.
+        (&["vendor.test/other=dev,required"], &["device"], None),
+        (&["vendor.test/other=dev"], &["device=vendor.test/class=dev,alias=vendor.test/other=dev"], None),
+        (&[one], &["device=vendor.test/free=dev,alias=vendor.test/other=dev"], Some(&refused)),
+    ];
+    for (devices, entitlements, want) in cases {
+        let request = with_devices(devices, entitlements);
+        let fault = fake::run(&request, &Images::new()).0.err().map(|fault| fault.message);
+        assert_eq!(fault.as_deref(), want, "{devices:?} {entitlements:?}");
+    }
+    let help = fault_of(&with_devices(&[one], &[])).help;
+    assert_eq!(help, ["allow it with `--allow device=vendor.test/class=dev`; `--allow device` allows all"]);
+}
+
+#[test]
+fn a_step_keeps_the_names_it_asks_for() {
+    let alias = "device=vendor.test/class=dev,alias=my.test/gpu=0";
+    for (asked, want) in [("vendor.test/free", "vendor.test/free"), ("my.test/gpu=0,required", "vendor.test/class=dev")]
+    {
+        let plan = planned_as(&with_devices(&[asked], &[alias]));
+        let Input::Vertex(root) = plan.images[0].root else { panic!("a step") };
+        let Op::Run(run) = &*plan.graph.vertex(root).op else { panic!("RUN") };
+        assert_eq!((run.devices[0].name.as_str(), run.devices[0].required), (want, asked.ends_with("required")));
+    }
 }
 
 #[test]

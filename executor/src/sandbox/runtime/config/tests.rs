@@ -3,6 +3,7 @@
 use solver::NetworkMode;
 
 use super::*;
+use crate::sandbox::nodes::GivenDevices;
 use crate::sandbox::spec::Resources;
 use crate::sandbox::step::DEFAULT_CAPABILITIES;
 
@@ -24,6 +25,7 @@ fn command(security: SecurityMode) -> SandboxSpec {
         ulimits: vec![Ulimit { name: "core".to_owned(), soft: 1, hard: 2 }],
         resources: Resources::default(),
         mounts: Vec::new(),
+        given: GivenDevices::default(),
         stdio: Stdio::Piped,
     }
 }
