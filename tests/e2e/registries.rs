@@ -1,5 +1,7 @@
 //! Registries in bad weather, behind TLS, tokens and the settings of others; pushes and pulls that break off.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -397,6 +399,49 @@ fn tokens_of_a_server_with_short_lives() {
     let refused = run(&space, &["push", &name]);
     assert_eq!(refused.code, 3, "{}", refused.stderr);
     assert!(refused.stderr.contains("credentials were refused"), "{}", refused.stderr);
+}
+
+/// Puts a document into a registry under a tag.
+fn put_manifest(registry: &Registry, repository: &str, tag: &str, media_type: &str, document: &str) {
+    let mut stream = TcpStream::connect(registry.host()).expect("a connection");
+    let length = document.len();
+    let head = format!(
+        "PUT /v2/{repository}/manifests/{tag} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: {media_type}\r\nContent-Length: {length}\r\n\r\n"
+    );
+    stream.write_all(format!("{head}{document}").as_bytes()).expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+}
+
+#[test]
+fn an_index_inside_of_an_index_is_refused() {
+    need_registry!();
+    let space = Space::new();
+    let registry = Registry::start(&space);
+    space.write("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n");
+    let name = format!("{}/nested:1", registry.host());
+    let ran = run(&space, &["--platform=linux/amd64,linux/arm64", "--push", "-t", &name, "--metadata-file=facts", "."]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let facts: Value = serde_json::from_str(&space.read("facts")).expect("JSON");
+    let inner = &facts["containerimage.descriptor"];
+    let index = "application/vnd.oci.image.index.v1+json";
+    let entry = serde_json::json!({
+        "mediaType": index, "digest": inner["digest"], "size": inner["size"],
+        "platform": { "os": "linux", "architecture": "amd64" },
+    });
+    let outer = serde_json::json!({ "schemaVersion": 2, "mediaType": index, "manifests": [entry] });
+    put_manifest(&registry, "nested", "outer", index, &outer.to_string());
+    let outer = format!("{}/nested:outer", registry.host());
+    let pulled = run(&space, &["pull", "--platform=linux/amd64", &outer]);
+    assert_eq!(pulled.code, 1, "{}", pulled.stderr);
+    assert!(pulled.stderr.contains("it is an index inside of an index"), "{}", pulled.stderr);
+    let s390x = run(&space, &["pull", "--platform=linux/s390x", &name]);
+    assert!(
+        s390x.code == 1 && s390x.stderr.contains("there is one for linux/amd64 and linux/arm64"),
+        "{}",
+        s390x.stderr
+    );
 }
 
 #[test]

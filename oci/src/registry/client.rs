@@ -205,7 +205,7 @@ impl Client {
         known.get(&endpoint.host).copied().unwrap_or(self.options().upload_chunk_bytes.max(1))
     }
 
-    /// Remembers that the host wants requests of other lengths. What is said first counts of contradictions: no chunks.
+    /// Remembers the longest request that the host takes; `u64::MAX` for one that takes no chunks.
     pub(super) fn limit_chunks(&self, endpoint: &Endpoint, most_bytes: u64) {
         let mut known = self.shared.chunks.lock().unwrap_or_else(PoisonError::into_inner);
         known.insert(endpoint.host.clone(), most_bytes);

@@ -22,6 +22,8 @@ pub enum Operation {
     PutManifest,
     /// Asking whether we are let in.
     LogIn,
+    /// Asking whether it is a registry.
+    Ping,
 }
 
 impl fmt::Display for Operation {
@@ -34,6 +36,7 @@ impl fmt::Display for Operation {
             Self::UploadBlob => "upload blob",
             Self::PutManifest => "put manifest",
             Self::LogIn => "log in",
+            Self::Ping => "ask the registry",
         })
     }
 }

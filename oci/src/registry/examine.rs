@@ -151,7 +151,7 @@ impl Client {
 
     async fn ping_at(&self, endpoint: &Endpoint, reference: &ImageRef) -> Result<Ping, RegistryError> {
         let attempt = Attempt {
-            operation: Operation::LogIn,
+            operation: Operation::Ping,
             host: endpoint.host.clone(),
             repository: reference.registry().to_owned(),
             object: String::new(),

@@ -156,6 +156,9 @@ impl ImageSource {
             let index: Index = parse(&top, "index", &bytes)?;
             let child = select_platform(&index, platform).cloned().ok_or_else(|| no_match(&index, platform))?;
             let bytes = self.document(reference, &child, reach).await?;
+            if media_type::of_manifest(&bytes).is_ok_and(|kind| media_type::is_index(&kind)) {
+                return Err(unusable(&child, "manifest", &"it is an index inside of an index"));
+            }
             (child, bytes)
         } else {
             (top.clone(), bytes)
