@@ -19,6 +19,7 @@ mod output;
 mod proxies;
 mod report;
 mod request;
+mod template;
 mod ui;
 
 use std::process::ExitCode;
