@@ -276,7 +276,7 @@ pub(crate) struct LimitArgs {
 
 /// Flags that scripts pass and that have no effect here. Each says so once, except those that mean what rbuild does
 /// anyway.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 pub(crate) struct InactiveArgs {
     /// Accepted for scripts; rbuild has no builders
     #[arg(long, hide = true, env = "BUILDX_BUILDER")]
@@ -287,11 +287,14 @@ pub(crate) struct InactiveArgs {
     /// Cache exports
     #[arg(long, hide = true, action = ArgAction::Append)]
     pub(crate) cache_to: Vec<String>,
+    /// Attestations
+    #[arg(long, hide = true, action = ArgAction::Append)]
+    pub(crate) attest: Vec<String>,
     /// Provenance attestation
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, hide = true, overrides_with = "provenance")]
     pub(crate) provenance: Option<String>,
     /// SBOM attestation
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, hide = true, overrides_with = "sbom")]
     pub(crate) sbom: Option<String>,
     /// Security options of the classic builder
     #[arg(long, hide = true, action = ArgAction::Append)]

@@ -5,6 +5,7 @@
 
 mod annotations;
 mod args;
+mod attestations;
 mod call;
 mod commands;
 mod container_engine;

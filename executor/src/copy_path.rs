@@ -130,10 +130,9 @@ pub fn copy_path(root: &RootView, wanted: &Wanted<'_>, dest: &Path) -> Result<()
 pub fn tar_path(root: &RootView, wanted: &Wanted<'_>, out: &mut dyn io::Write) -> Result<(), CopyPathError> {
     let found = find(root, wanted)?;
     let name = if found.name.is_empty() || found.only_content { OsString::from(".") } else { found.name };
-    Ok(match &found.parent {
-        Some((parent, entry, node)) => export_tar_entry(Some((parent, entry, node)), found.dir.as_ref(), &name, out)?,
-        None => export_tar_entry(None, found.dir.as_ref(), &name, out)?,
-    })
+    let entry = found.parent.as_ref().map(|(parent, name, node)| (parent, name.as_os_str(), node));
+    export_tar_entry(entry, found.dir.as_ref(), &name, out)?;
+    Ok(())
 }
 
 fn find(root: &RootView, wanted: &Wanted<'_>) -> Result<Found, CopyPathError> {

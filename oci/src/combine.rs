@@ -34,7 +34,7 @@ pub enum CombineError {
     #[error("there are two images for {platform}: of {first} and of {second}")]
     SamePlatform {
         /// The platform.
-        platform: Platform,
+        platform: Box<Platform>,
         /// Where the first one is from.
         first: String,
         /// Where the other is from.
@@ -44,7 +44,7 @@ pub enum CombineError {
     #[error("there is no image for {wanted}: there are {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") })]
     NoPlatform {
         /// As asked for.
-        wanted: Platform,
+        wanted: Box<Platform>,
         /// Those that are there.
         known: Vec<String>,
     },
@@ -86,7 +86,7 @@ pub fn for_platforms(entries: Vec<Listed>, platforms: &[Platform]) -> Result<Vec
     for wanted in platforms {
         if !images().any(|listed| of(listed).is_some_and(|platform| platform == *wanted)) {
             let known = images().filter_map(of).map(|platform| platform.to_string()).collect();
-            return Err(CombineError::NoPlatform { wanted: wanted.clone(), known });
+            return Err(CombineError::NoPlatform { wanted: Box::new(wanted.clone()), known });
         }
     }
     let wanted = |listed: &&Listed| of(listed).is_some_and(|platform| platforms.contains(&platform));
@@ -107,7 +107,7 @@ pub fn one_a_platform(entries: Vec<Listed>) -> Result<Vec<Listed>, CombineError>
     for Listed { entry, origin } in entries.iter().filter(|listed| is_image(&listed.entry)) {
         let Some(platform) = entry.platform.as_ref().map(Platform::normalized) else { continue };
         if let Some(first) = seen.insert(platform.qualified(), origin.clone()) {
-            return Err(CombineError::SamePlatform { platform, first, second: origin.clone() });
+            return Err(CombineError::SamePlatform { platform: Box::new(platform), first, second: origin.clone() });
         }
     }
     let (others, images): (Vec<_>, Vec<_>) = entries.into_iter().partition(|listed| is_attestation(&listed.entry));

@@ -163,7 +163,7 @@ fn files_come_out_of_an_image_without_running_it() {
 
     for (source, dest, expected) in [
         ("app:1:/nope", "out", "there is no `/nope` in the image"),
-        ("app:1", "out", "there is no `1` in the image"),
+        ("app:1", "out", "`app:1` names no path in an image"),
         ("app:1:/d/f/", "out", "is no directory"),
         ("app:1:/d/f", "absent/x", "does not exist"),
         ("app:2:/d/f", "out", "no such image: app:2"),

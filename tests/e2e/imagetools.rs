@@ -336,3 +336,73 @@ fn merge_combines_what_is_here_and_elsewhere() {
         clash.stderr
     );
 }
+
+#[test]
+fn an_index_inside_of_an_index_is_refused_and_leaves_nothing() {
+    need_registry!();
+    let space = Space::with_busybox();
+    attested(&space, "linux/amd64,linux/arm64");
+    let layout = space.path("attested");
+    let inner = json_of(&space.read("attested/index.json"))["manifests"][0].clone();
+    let mut inner = json!({"mediaType": inner["mediaType"], "digest": inner["digest"], "size": inner["size"]});
+    inner["platform"] = json!({"os": "linux", "architecture": "amd64"});
+    let outer =
+        put_json(&layout, OCI_INDEX, &json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [inner]}));
+    let registry = Registry::start(&space);
+    let name = format!("{}/nested:1", registry.host());
+    // The inner one has to be there before the outer one is.
+    space.rbuild(["load", "-i", "attested"]).success();
+    space.rbuild(["tag", "attested:1", &format!("{}/nested:inner", registry.host())]).success();
+    space.rbuild(["push", &format!("{}/nested:inner", registry.host())]).success();
+    let hex = outer["digest"].as_str().and_then(|digest| digest.strip_prefix("sha256:")).expect("digest").to_owned();
+    let url = format!("http://{}/v2/nested/manifests/1", registry.host());
+    let body = format!("@{}", layout.join("blobs/sha256").join(hex).display());
+    succeed(Command::new("curl").args([
+        "-sSf",
+        "-X",
+        "PUT",
+        "-H",
+        &format!("Content-Type: {OCI_INDEX}"),
+        "--data-binary",
+        &body,
+        &url,
+    ]));
+
+    let listing = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [outer]});
+    space.write("attested/index.json", serde_json::to_vec(&listing).expect("JSON"));
+    let path = space.path("attested").to_str().expect("UTF-8").to_owned();
+    let fresh = Space::new();
+    for args in [
+        &["load", "-i", &path][..],
+        &["pull", &name],
+        &["pull", "--all-platforms", &name],
+        &["imagetools", "create", "-p", "linux/amd64", "--dry-run", &name],
+        &["imagetools", "create", "-t", &format!("{}/copy:1", registry.host()), &name],
+        &["merge", "-t", "merged", &name],
+        &["diff", &name, &name],
+    ] {
+        let ran = fresh.rbuild(args);
+        assert_ne!(ran.code, 0, "{args:?}");
+        assert!(ran.stderr.contains("index"), "{args:?}: {}", ran.stderr);
+        assert!(!ran.stderr.contains("panicked"), "{args:?}: {}", ran.stderr);
+    }
+    assert_eq!(fresh.rbuild(["images", "-aq"]).success(), "");
+    let copied = fresh.rbuild(["imagetools", "inspect", &format!("{}/copy:1", registry.host())]);
+    assert!(copied.stderr.contains("not found"), "{}", copied.stderr);
+}
+
+#[test]
+fn attestations_are_declined_and_not_made_yet() {
+    need!(Need::Root, Need::Program("busybox"));
+    let space = Space::with_busybox();
+    space.write("Dockerfile", "FROM busybox\nLABEL a=b\n");
+    let none = ["--provenance=false", "--sbom", "false", "--attest", "type=provenance,disabled=true", "."];
+    space.rbuild(["-q", "-t", "app"].iter().chain(&none)).success();
+    assert_eq!(space.inspect("app")["Descriptor"]["mediaType"], OCI_MANIFEST);
+    for flags in [&["--provenance=true"][..], &["--sbom=true"], &["--attest=type=sbom"], &["--provenance", "mode=max"]]
+    {
+        let ran = space.rbuild(flags.iter().chain(&["."]));
+        assert_eq!(ran.code, 2, "{flags:?}");
+        assert!(ran.stderr.contains("attestations are not made yet"), "{}", ran.stderr);
+    }
+}

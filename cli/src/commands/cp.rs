@@ -24,7 +24,12 @@ pub(crate) fn cp(store: &Store, args: &CpArgs, confinement: &Confinement) -> Res
             Failure::usage("a tar is not written to a terminal").help("redirect standard output, or name a directory")
         );
     }
-    let whole = find(store, name)?.swap_remove(0);
+    let whole = match find(store, name) {
+        Ok(mut found) => found.swap_remove(0),
+        // A tag is no path.
+        Err(_) if find(store, &args.source).is_ok() => return Err(no_path(&args.source)),
+        Err(failure) => return Err(failure),
+    };
     let image = match &args.platform {
         Some(text) => whole.for_platform(&platform(text)?, name)?,
         None => whole.shown(),
@@ -55,9 +60,13 @@ fn split(text: &str) -> Result<(&str, &str), Failure> {
     let at = text.find(":/").or_else(|| text.rfind(':'));
     match at.map(|at| (&text[..at], &text[at + 1..])) {
         Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name, path)),
-        _ => Err(Failure::usage(format!("`{text}` names no path in an image: expected IMAGE:PATH"))
-            .help("for instance `rbuild cp app:1.0:/etc/os-release .`")),
+        _ => Err(no_path(text)),
     }
+}
+
+fn no_path(text: &str) -> Failure {
+    Failure::usage(format!("`{text}` names no path in an image: expected IMAGE:PATH"))
+        .help("for instance `rbuild cp app:1.0:/etc/os-release .`")
 }
 
 #[cfg(test)]

@@ -107,10 +107,10 @@ pub(crate) fn pull(store: &Store, args: &PullArgs, confinement: &Confinement) ->
         for name in &names {
             let work = async |step: Step| {
                 // Whoever names a platform wants its image alone.
-                if args.all_platforms || args.platform.is_none() {
-                    if let Some(digest) = transfer.pull_whole(name, args.all_platforms, &step).await? {
-                        return Ok(digest);
-                    }
+                if args.platform.is_none()
+                    && let Some(digest) = transfer.pull_whole(name, args.all_platforms, &step).await?
+                {
+                    return Ok(digest);
                 }
                 transfer.pull(name, &platform, &step).await
             };
@@ -154,7 +154,8 @@ impl Transfer<'_> {
             .map_err(|error| OpError::input(format!("{} is no usable index: {error}", name.familiar())))?;
         let n_images = index.manifests.iter().filter(|entry| attestation::is_image(entry)).count();
         let has_attestations = index.manifests.iter().any(attestation::is_attestation);
-        if !all && !(n_images == 1 && has_attestations) {
+        let is_wanted = all || (n_images == 1 && has_attestations);
+        if !is_wanted {
             return Ok(None);
         }
         let parcel = relay.read(name, &top, Depth::Blobs, step).await?;

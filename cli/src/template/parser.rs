@@ -11,7 +11,7 @@ enum End {
     /// The template did.
     Template,
     /// `{{end}}`.
-    End,
+    Block,
     /// `{{else}}`, with what follows the word.
     Else(Vec<Token>),
 }
@@ -21,7 +21,7 @@ pub(super) fn parse(pieces: &[Piece]) -> Result<Vec<Node>, TemplateError> {
     let mut parser = Parser { pieces: pieces.iter(), depth: 0, n_loops: 0, variables: vec![String::new()] };
     match parser.nodes()? {
         (nodes, End::Template) => Ok(nodes),
-        (_, End::End) => Err(TemplateError::new("unexpected {{end}}")),
+        (_, End::Block) => Err(TemplateError::new("unexpected {{end}}")),
         (_, End::Else(_)) => Err(TemplateError::new("unexpected {{else}}")),
     }
 }
@@ -55,7 +55,7 @@ impl Parser<'_> {
                 continue;
             };
             match word.as_str() {
-                "end" if tokens.len() == 1 => break End::End,
+                "end" if tokens.len() == 1 => break End::Block,
                 "else" => break End::Else(tokens[1..].to_vec()),
                 "if" => nodes.push(self.branches(&tokens[1..], "if")?),
                 "with" => nodes.push(self.branches(&tokens[1..], "with")?),
@@ -84,8 +84,8 @@ impl Parser<'_> {
             let (body, end) = self.nodes()?;
             branches.push((pipeline, body));
             match end {
-                End::End => break Vec::new(),
-                End::Else(rest) if rest.is_empty() => break self.to_end(word)?,
+                End::Block => break Vec::new(),
+                End::Else(rest) if rest.is_empty() => break self.rest_of(word)?,
                 End::Else(rest) if rest[0] == Token::Word(word.to_owned()) => condition = rest[1..].to_vec(),
                 End::Else(_) => {
                     return Err(TemplateError::new(format!("{{{{else}}}} of {{{{{word}}}}} has a condition")));
@@ -104,8 +104,8 @@ impl Parser<'_> {
         let (body, end) = self.nodes()?;
         self.n_loops -= 1;
         let otherwise = match end {
-            End::End => Vec::new(),
-            End::Else(rest) if rest.is_empty() => self.to_end("range")?,
+            End::Block => Vec::new(),
+            End::Else(rest) if rest.is_empty() => self.rest_of("range")?,
             End::Else(_) => return Err(TemplateError::new("{{else}} of {{range}} has a condition")),
             End::Template => return Err(unclosed("range")),
         };
@@ -113,9 +113,9 @@ impl Parser<'_> {
         Ok(Node::Range { over, body, otherwise })
     }
 
-    fn to_end(&mut self, word: &str) -> Result<Vec<Node>, TemplateError> {
+    fn rest_of(&mut self, word: &str) -> Result<Vec<Node>, TemplateError> {
         match self.nodes()? {
-            (nodes, End::End) => Ok(nodes),
+            (nodes, End::Block) => Ok(nodes),
             (_, End::Else(_)) => Err(TemplateError::new(format!("{{{{{word}}}}} has two {{{{else}}}}"))),
             (_, End::Template) => Err(unclosed(word)),
         }

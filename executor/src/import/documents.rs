@@ -31,7 +31,7 @@ pub(super) fn check(store: &Store, entry: &Descriptor, platform: Option<&Platfor
         if let (Some(wanted), Some(has)) = (platform, &image.platform)
             && wanted.match_rank(has).is_none()
         {
-            return Err(ImportError::NoPlatform { wanted: wanted.clone(), known: vec![has.to_string()] });
+            return Err(ImportError::NoPlatform { wanted: Box::new(wanted.clone()), known: vec![has.to_string()] });
         }
         return Ok(Loaded { names: Vec::new(), id: image.config, target });
     }
@@ -63,7 +63,8 @@ pub(super) fn check(store: &Store, entry: &Descriptor, platform: Option<&Platfor
             let rank = |of: &Option<Platform>| of.as_ref().and_then(|of| wanted.match_rank(of));
             let ranked = images.into_iter().filter_map(|image| Some((rank(&image.1)?, image)));
             let best = ranked.min_by_key(|(rank, _)| *rank);
-            let (_, (target, _, id)) = best.ok_or_else(|| ImportError::NoPlatform { wanted: wanted.clone(), known })?;
+            let (_, (target, _, id)) =
+                best.ok_or_else(|| ImportError::NoPlatform { wanted: Box::new(wanted.clone()), known })?;
             Ok(Loaded { names: Vec::new(), target, id })
         }
     }

@@ -112,7 +112,7 @@ pub enum ImportError {
     #[error("the archive has no image for {wanted}: it has {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") })]
     NoPlatform {
         /// As asked for.
-        wanted: Platform,
+        wanted: Box<Platform>,
         /// Those that are there.
         known: Vec<String>,
     },
