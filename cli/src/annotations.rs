@@ -69,6 +69,11 @@ impl Annotations {
         Self::parse(attributes)
     }
 
+    /// Whether one is for manifests themselves.
+    pub(crate) fn has_manifest(&self) -> bool {
+        self.0.iter().any(|annotation| annotation.place == Place::Manifest)
+    }
+
     /// Adds annotations, which win over those of the same key and place.
     pub(crate) fn extend(&mut self, more: &Self) {
         self.0.extend(more.0.iter().cloned());

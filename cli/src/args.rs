@@ -1,11 +1,15 @@
 //! The command line as typed: flags and their help, nothing checked beyond syntax. [`crate::request`] checks.
 
+mod images;
+
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use executor::cdi::{Catalog, DIRECTORIES};
 use executor::sandbox::Confinement;
 use executor::sandbox::probe::TierFact;
+
+pub(crate) use images::*;
 
 /// Build OCI images from Dockerfiles, without a daemon
 #[derive(Parser, Debug)]
@@ -80,6 +84,33 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Show how an image came about
     History(HistoryArgs),
+    /// Work with images: the same commands by their other names
+    Image {
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
+    /// Write images into a tar that docker, podman and skopeo read
+    Save(SaveArgs),
+    /// Read images from a tar: a docker archive or an OCI layout
+    Load(LoadArgs),
+    /// Copy files out of an image
+    Cp(CpArgs),
+    /// Show manifests
+    Manifest {
+        #[command(subcommand)]
+        command: ManifestCommand,
+    },
+    /// Show and combine images in registries, without moving their layers here
+    Imagetools {
+        #[command(subcommand)]
+        command: ImagetoolsCommand,
+    },
+    /// Show what differs between two images
+    Diff(DiffArgs),
+    /// Build twice, from nothing but the base images, and show what came out differently
+    Repro(ReproArgs),
+    /// Combine images of several platforms, built apart, into one
+    Merge(MergeArgs),
     /// Send images to their registries
     Push(PushArgs),
     /// Fetch images from registries
@@ -98,6 +129,12 @@ pub(crate) enum Command {
     Completion {
         /// Which shell
         shell: clap_complete::Shell,
+    },
+    /// Write manual pages into a directory
+    #[command(hide = true)]
+    Man {
+        /// The directory
+        dir: PathBuf,
     },
 }
 
@@ -255,7 +292,7 @@ pub(crate) struct LimitArgs {
 
 /// Flags that scripts pass and that have no effect here. Each says so once, except those that mean what rbuild does
 /// anyway.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 pub(crate) struct InactiveArgs {
     /// Accepted for scripts; rbuild has no builders
     #[arg(long, hide = true, env = "BUILDX_BUILDER")]
@@ -266,11 +303,14 @@ pub(crate) struct InactiveArgs {
     /// Cache exports
     #[arg(long, hide = true, action = ArgAction::Append)]
     pub(crate) cache_to: Vec<String>,
+    /// Attestations
+    #[arg(long, hide = true, action = ArgAction::Append)]
+    pub(crate) attest: Vec<String>,
     /// Provenance attestation
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, hide = true, overrides_with = "provenance")]
     pub(crate) provenance: Option<String>,
     /// SBOM attestation
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, hide = true, overrides_with = "sbom")]
     pub(crate) sbom: Option<String>,
     /// Security options of the classic builder
     #[arg(long, hide = true, action = ArgAction::Append)]
@@ -336,59 +376,6 @@ pub(crate) struct RunArgs {
     pub(crate) command: Vec<String>,
 }
 
-/// `rbuild images`.
-#[derive(Args, Debug)]
-pub(crate) struct ImagesArgs {
-    /// Only this repository, or `repository:tag`
-    pub(crate) repository: Option<String>,
-    /// Only image IDs
-    #[arg(short, long)]
-    pub(crate) quiet: bool,
-    /// Whole image IDs
-    #[arg(long)]
-    pub(crate) no_trunc: bool,
-    /// Show manifest digests
-    #[arg(long)]
-    pub(crate) digests: bool,
-    /// Accepted for habit's sake: there are no hidden intermediate images
-    #[arg(short, long)]
-    pub(crate) all: bool,
-    /// `table` or `json` (one object a line)
-    #[arg(long, default_value = "table", value_parser = ["table", "json"])]
-    pub(crate) format: String,
-}
-
-/// `rbuild tag`.
-#[derive(Args, Debug)]
-pub(crate) struct TagArgs {
-    /// An image: name, ID or the beginning of an ID
-    pub(crate) source: String,
-    /// Its new name
-    pub(crate) target: String,
-}
-
-/// `rbuild rmi`.
-#[derive(Args, Debug)]
-pub(crate) struct RmiArgs {
-    /// Remove all names of an image given by ID
-    #[arg(short, long)]
-    pub(crate) force: bool,
-    /// Images: names, IDs or beginnings of IDs
-    #[arg(required = true)]
-    pub(crate) images: Vec<String>,
-}
-
-/// `rbuild inspect`.
-#[derive(Args, Debug)]
-pub(crate) struct InspectArgs {
-    /// Which image of several platforms [default: this machine's, else the first]
-    #[arg(long, value_name = "OS/ARCH")]
-    pub(crate) platform: Option<String>,
-    /// Images: names, IDs or beginnings of IDs
-    #[arg(required = true)]
-    pub(crate) images: Vec<String>,
-}
-
 /// `rbuild push`.
 #[derive(Args, Debug)]
 pub(crate) struct PushArgs {
@@ -415,6 +402,9 @@ pub(crate) struct PullArgs {
     /// Platform of the image [default: this machine's]
     #[arg(long, value_name = "OS/ARCH")]
     pub(crate) platform: Option<String>,
+    /// All platforms of the image, and what else its index lists
+    #[arg(long, conflicts_with = "platform")]
+    pub(crate) all_platforms: bool,
     /// Print only the names
     #[arg(short, long)]
     pub(crate) quiet: bool,
@@ -444,25 +434,6 @@ pub(crate) struct LoginArgs {
 pub(crate) struct LogoutArgs {
     /// Host of the registry [default: docker.io]
     pub(crate) server: Option<String>,
-}
-
-/// `rbuild history`.
-#[derive(Args, Debug)]
-pub(crate) struct HistoryArgs {
-    /// Whole IDs and commands
-    #[arg(long)]
-    pub(crate) no_trunc: bool,
-    /// Only IDs
-    #[arg(short, long)]
-    pub(crate) quiet: bool,
-    /// `table` or `json` (one object a line)
-    #[arg(long, default_value = "table", value_parser = ["table", "json"])]
-    pub(crate) format: String,
-    /// Which image of several platforms [default: this machine's, else the first]
-    #[arg(long, value_name = "OS/ARCH")]
-    pub(crate) platform: Option<String>,
-    /// An image: name, ID or the beginning of an ID
-    pub(crate) image: String,
 }
 
 /// `rbuild du`.

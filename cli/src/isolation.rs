@@ -53,7 +53,7 @@ pub(crate) fn enter(cli: &mut Cli) -> Result<(), Failure> {
 
 /// Whether a command works with a store; the others need nothing of all this.
 fn needs_store(command: &Command) -> bool {
-    !matches!(command, Command::Login(_) | Command::Logout(_) | Command::Completion { .. })
+    !matches!(command, Command::Login(_) | Command::Logout(_) | Command::Completion { .. } | Command::Man { .. })
 }
 
 fn failure(error: EnterError) -> Failure {

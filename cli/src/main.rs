@@ -5,6 +5,7 @@
 
 mod annotations;
 mod args;
+mod attestations;
 mod call;
 mod commands;
 mod container_engine;
@@ -19,6 +20,7 @@ mod output;
 mod proxies;
 mod report;
 mod request;
+mod template;
 mod ui;
 
 use std::process::ExitCode;

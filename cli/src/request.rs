@@ -12,6 +12,7 @@ use solver::{ExtraHost, NetworkMode, Ulimit};
 
 use crate::annotations::Annotations;
 use crate::args::BuildArgs;
+use crate::attestations;
 use crate::call::Call;
 use crate::csv;
 use crate::env;
@@ -484,12 +485,7 @@ fn progress(name: &str, quiet: bool) -> Result<Mode, Failure> {
 /// Flags that have no effect: some are errors because their absence would be a lie, the others are said once.
 fn inactive_warnings(args: &BuildArgs) -> Result<Vec<String>, Failure> {
     let inactive = &args.inactive;
-    for (flag, value) in [("--provenance", &inactive.provenance), ("--sbom", &inactive.sbom)] {
-        if value.as_deref().is_some_and(|value| !matches!(value, "false" | "0" | "f" | "F" | "FALSE" | "False")) {
-            return Err(Failure::usage(format!("{flag} is not supported yet: attestations come later"))
-                .help(format!("leave it out, or say {flag}=false")));
-        }
-    }
+    attestations::check(inactive)?;
     let ignored = [
         ("--security-opt", !inactive.security_opt.is_empty()),
         ("--squash", inactive.squash),

@@ -3,6 +3,8 @@
 //! Knows nothing of Dockerfiles, build graphs or sandboxes. Read [`image`] first, then [`layer`].
 #![forbid(unsafe_code)]
 
+pub mod attestation;
+pub mod combine;
 pub mod digest;
 pub mod image;
 pub mod layer;

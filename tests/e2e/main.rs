@@ -1,8 +1,10 @@
 //! End-to-end tests of the program, one module a subject. They run the real binary as a user would.
 
+mod archives;
 mod arrows;
 mod build;
 mod check;
+mod compare;
 mod devices;
 mod doctor;
 mod emulation;
@@ -10,6 +12,8 @@ mod errors;
 mod escape;
 mod harness;
 mod hostile;
+mod images;
+mod imagetools;
 mod interrupt;
 mod isolation;
 mod isolation_runtime;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cache::{Store, StoredImage};
-use oci::{Descriptor, Digest, ImageConfig, ImageRef, Index, Manifest, Platform, media_type};
+use oci::{Descriptor, Digest, ImageConfig, ImageRef, Index, Manifest, Platform, attestation, media_type};
 
 use crate::failure::Failure;
 
@@ -16,10 +16,22 @@ pub(crate) struct Image {
     pub(crate) stored: StoredImage,
     /// In the order of the index; never empty.
     platforms: Vec<PlatformImage>,
+    /// What else the index lists, in its order.
+    others: Vec<Other>,
+}
+
+/// An entry of an index that is no image which is here.
+pub(crate) struct Other {
+    /// As the index has it.
+    pub(crate) descriptor: Descriptor,
+    /// Whether its manifest is stored. An attestation is; so is an artifact. The image of another platform may not be.
+    pub(crate) is_here: bool,
 }
 
 /// The image of one platform.
 pub(crate) struct PlatformImage {
+    /// Where it stands in the index.
+    position: usize,
     /// Its manifest, as the index or the store names it.
     pub(crate) descriptor: Descriptor,
     /// Its manifest.
@@ -32,17 +44,22 @@ impl Image {
     /// Reads the documents of a stored image.
     pub(crate) fn load(store: &Store, stored: StoredImage) -> Result<Self, Failure> {
         let target = &stored.target;
-        let manifests = if media_type::is_index(&target.media_type) {
-            document::<Index>(store, &target.digest)?.manifests
-        } else {
-            vec![target.clone()]
-        };
-        if manifests.is_empty() {
-            return Err(Failure::environment(format!("the index {} has no images", target.digest)));
+        let is_index = media_type::is_index(&target.media_type);
+        let listed = if is_index { document::<Index>(store, &target.digest)?.manifests } else { vec![target.clone()] };
+        let (mut platforms, mut others) = (Vec::new(), Vec::new());
+        for (position, descriptor) in listed.into_iter().enumerate() {
+            let is_here = store.blob_path(&descriptor.digest).is_some();
+            // An index that was pulled or loaded for some platforms names more than is here.
+            if is_index && !(is_here && attestation::is_image(&descriptor)) {
+                others.push(Other { descriptor, is_here });
+            } else {
+                platforms.push(PlatformImage::load(store, descriptor, position)?);
+            }
         }
-        let load = |descriptor| PlatformImage::load(store, descriptor);
-        let platforms = manifests.into_iter().map(load).collect::<Result<_, _>>()?;
-        Ok(Self { stored, platforms })
+        if platforms.is_empty() {
+            return Err(Failure::environment(format!("the index {} has no image that is here", target.digest)));
+        }
+        Ok(Self { stored, platforms, others })
     }
 
     /// Whether it is an index.
@@ -58,6 +75,16 @@ impl Image {
     /// The images, in the order of the index.
     pub(crate) fn platforms(&self) -> &[PlatformImage] {
         &self.platforms
+    }
+
+    /// Attestations, artifacts, and images that are not here, in the order of the index.
+    pub(crate) fn others(&self) -> &[Other] {
+        &self.others
+    }
+
+    /// Where `one` of the images stands in the index, among everything that it lists.
+    pub(crate) fn position(&self, one: &PlatformImage) -> usize {
+        one.position
     }
 
     /// What stands for the whole: the image that runs here, else the first.
@@ -84,10 +111,10 @@ impl Image {
 }
 
 impl PlatformImage {
-    fn load(store: &Store, descriptor: Descriptor) -> Result<Self, Failure> {
+    fn load(store: &Store, descriptor: Descriptor, position: usize) -> Result<Self, Failure> {
         let manifest: Manifest = document(store, &descriptor.digest)?;
         let config = document(store, &manifest.config.digest)?;
-        Ok(Self { descriptor, manifest, config })
+        Ok(Self { position, descriptor, manifest, config })
     }
 
     /// Digest of its config.
@@ -110,6 +137,22 @@ pub(crate) fn size_bytes(store: &Store, images: &[PlatformImage]) -> Result<u64,
         }
     }
     Ok(sizes.values().sum())
+}
+
+/// When the image was made; when it got its name, if it does not say.
+pub(crate) fn created_at(image: &Image) -> i64 {
+    let time = image.shown().config.created.as_deref().and_then(|time| oci::time::parse_rfc3339(time).ok());
+    time.map_or(image.stored.updated_at, |(seconds, _)| seconds)
+}
+
+/// Repository and tag as docker shows them.
+pub(crate) fn names(reference: Option<&ImageRef>) -> (String, String) {
+    let none = || "<none>".to_owned();
+    let Some(reference) = reference else { return (none(), none()) };
+    let familiar = reference.familiar();
+    let tag = reference.tag().map_or_else(none, str::to_owned);
+    let repository = familiar.strip_suffix(&format!(":{tag}")).map(str::to_owned).unwrap_or(familiar);
+    (repository, tag)
 }
 
 /// Every image, newest first. One whose documents are damaged is left out with a trace, so that the others can be used.

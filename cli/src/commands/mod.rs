@@ -1,16 +1,31 @@
 //! What each command does.
 
+mod advice;
 mod build;
 mod check;
+mod cp;
+mod diff;
 mod doctor;
+mod history;
 mod image;
+mod image_filter;
 mod images;
+mod imagetools;
+mod inspect;
+mod listing;
 mod login;
+mod man;
+mod manifest;
+mod merge;
+mod remove;
+mod repro;
 mod run;
+mod save;
 mod space;
 mod table;
 mod transfer;
 
+use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -18,7 +33,7 @@ use cache::{Bucket, Store};
 use clap::CommandFactory;
 use executor::sandbox::{Isolation, kill_lost};
 
-use crate::args::{Cli, Command, Global};
+use crate::args::{Cli, Command, Global, ImageCommand, ImagetoolsCommand, ManifestCommand};
 use crate::failure::Failure;
 use crate::request::BuildRequest;
 use crate::ui;
@@ -40,9 +55,26 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Images(args) => images::images(&open_store(&cli.global)?, &args, now()),
         Command::Tag(args) => images::tag(&open_store(&cli.global)?, &args),
-        Command::Rmi(args) => images::rmi(&open_store(&cli.global)?, &args),
-        Command::Inspect(args) => images::inspect(&open_store(&cli.global)?, &args),
-        Command::History(args) => images::history(&open_store(&cli.global)?, &args, now()),
+        Command::Rmi(args) => remove::rmi(&open_store(&cli.global)?, &args),
+        Command::Inspect(args) => inspect::inspect(&open_store(&cli.global)?, &args),
+        Command::History(args) => history::history(&open_store(&cli.global)?, &args, now()),
+        Command::Image { command: ImageCommand::Prune(args) } => remove::prune(&open_store(&cli.global)?, &args, now()),
+        Command::Image { command } => run(Cli { command: by_its_own_name(command), global: cli.global }),
+        Command::Save(args) => save::save(&open_store(&cli.global)?, &args, &cli.global.confinement),
+        Command::Load(args) => save::load(&open_store(&cli.global)?, &args),
+        Command::Cp(args) => cp::cp(&open_store(&cli.global)?, &args, &cli.global.confinement),
+        Command::Manifest { command: ManifestCommand::Inspect(args) } => {
+            manifest::inspect(&open_store(&cli.global)?, &args, &cli.global.confinement)
+        }
+        Command::Imagetools { command: ImagetoolsCommand::Inspect(args) } => {
+            imagetools::inspect(&open_store(&cli.global)?, &args, &cli.global.confinement)
+        }
+        Command::Imagetools { command: ImagetoolsCommand::Create(args) } => {
+            merge::create(&open_store(&cli.global)?, &args, &cli.global.confinement)
+        }
+        Command::Diff(args) => diff::diff(&open_store(&cli.global)?, &args, &cli.global.confinement),
+        Command::Repro(args) => repro::repro(args, &cli.global),
+        Command::Merge(args) => merge::merge(&open_store(&cli.global)?, &args, &cli.global.confinement),
         Command::Push(args) => transfer::push(&open_store(&cli.global)?, &args, &cli.global.confinement),
         Command::Pull(args) => {
             let store = open_store(&cli.global)?;
@@ -59,12 +91,34 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
             clap_complete::generate(shell, &mut Cli::command(), "rbuild", &mut script);
             Ok(ui::stdout(&String::from_utf8_lossy(&script))?)
         }
+        Command::Man { dir } => man::man(&dir),
+    }
+}
+
+/// A command of the group `image` as the command that it is. Pruning images has no other name.
+fn by_its_own_name(command: ImageCommand) -> Command {
+    match command {
+        ImageCommand::Ls(args) => Command::Images(args),
+        ImageCommand::Rm(args) => Command::Rmi(args),
+        ImageCommand::Tag(args) => Command::Tag(args),
+        ImageCommand::Inspect(args) => Command::Inspect(args),
+        ImageCommand::History(args) => Command::History(args),
+        ImageCommand::Push(args) => Command::Push(args),
+        ImageCommand::Pull(args) => Command::Pull(args),
+        ImageCommand::Save(args) => Command::Save(args),
+        ImageCommand::Load(args) => Command::Load(args),
+        prune @ ImageCommand::Prune(_) => Command::Image { command: prune },
     }
 }
 
 /// Opens the store that flags and environment name.
 fn open_store(global: &Global) -> Result<Store, Failure> {
     let dir = global.store.as_deref().ok_or_else(|| Failure::usage("this command has no store"))?;
+    open_store_at(dir, global)
+}
+
+/// Opens another store, for the tier of this process.
+fn open_store_at(dir: &Path, global: &Global) -> Result<Store, Failure> {
     let help = "name another directory with --store DIR, or with RBUILD_STORE in the environment";
     let store = Store::open(dir).map_err(|error| Failure::from(error).help(help))?;
     let style = global.confinement.isolation.tree_style().name();

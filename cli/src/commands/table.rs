@@ -42,9 +42,49 @@ impl Table {
     }
 }
 
+/// Least width of a column that is not the last, in the tables of images.
+const LEAST_WIDTH: usize = 10;
+
+/// Lines whose cells are separated by tabs, as `docker images` shows them: as [`Table`], with columns of at least ten
+/// characters. Tabs are only followed within lines that have a cell for the column.
+pub(crate) fn aligned(text: &str) -> String {
+    let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split('\t').collect()).collect();
+    let mut widths: Vec<usize> = Vec::new();
+    for row in &rows {
+        // The last cell of a line ends no column.
+        for (column, cell) in row.iter().take(row.len() - 1).enumerate() {
+            let width = (cell.width() + 3).max(LEAST_WIDTH);
+            match widths.get_mut(column) {
+                Some(known) => *known = width.max(*known),
+                None => widths.push(width),
+            }
+        }
+    }
+    let mut aligned = String::with_capacity(text.len());
+    for row in &rows {
+        for (column, cell) in row.iter().enumerate() {
+            aligned.push_str(cell);
+            if column + 1 < row.len() {
+                aligned.push_str(&" ".repeat(widths[column].saturating_sub(cell.width())));
+            }
+        }
+        aligned.push('\n');
+    }
+    aligned
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tabs_align_to_at_least_ten_characters() {
+        assert_eq!(
+            aligned("A\tB\tC\nlonger than that\tx\ty\n"),
+            concat!("A                  B         C\n", "longer than that   x         y\n",)
+        );
+        assert_eq!(aligned(""), "");
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {

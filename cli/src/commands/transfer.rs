@@ -5,11 +5,12 @@ use std::sync::Arc;
 use cache::Store;
 use executor::packer::{Packer, Wanted};
 use executor::push::{Parcel, Pusher};
+use executor::relay::{Depth, Relay};
 use executor::sandbox::Confinement;
 use executor::source::ImageSource;
 use executor::source::image::PullPolicy;
 use oci::registry::Client;
-use oci::{Descriptor, ImageRef, Platform, media_type};
+use oci::{Descriptor, ImageRef, Index, Platform, attestation, media_type};
 use solver::{ImageOp, OpError, Outcome, Progress, Step};
 use tokio_util::sync::CancellationToken;
 
@@ -21,11 +22,11 @@ use crate::output;
 use crate::ui::{self, Mode, Ui};
 
 /// What transfers work with.
-struct Transfer<'a> {
-    store: &'a Store,
-    images: Arc<ImageSource>,
-    progress: Progress,
-    cancel: CancellationToken,
+pub(super) struct Transfer<'a> {
+    pub(super) store: &'a Store,
+    pub(super) images: Arc<ImageSource>,
+    pub(super) progress: Progress,
+    pub(super) cancel: CancellationToken,
 }
 
 /// Pushes images under the names that they have here.
@@ -41,10 +42,8 @@ pub(crate) fn push(store: &Store, args: &PushArgs, confinement: &Confinement) ->
     for name in &args.images {
         images.extend(named(store, name, args.all_tags)?);
     }
-    let pushed = with_transfer(store, confinement, args.quiet, PullPolicy::Missing, async |transfer| {
-        let packer =
-            Packer::new(store.clone(), transfer.images.clone(), transfer.progress.clone(), transfer.cancel.clone());
-        let pusher = Pusher { store: store.clone(), images: transfer.images.clone(), cancel: transfer.cancel.clone() };
+    let pushed = with_transfer(store, confinement, args.quiet, PullPolicy::Missing, None, async |transfer| {
+        let (packer, pusher) = (transfer.packer(), transfer.pusher());
         let mut pushed = Vec::with_capacity(images.len());
         for (name, target) in &images {
             let work = async |step: Step| {
@@ -113,10 +112,18 @@ pub(crate) fn pull(store: &Store, args: &PullArgs, confinement: &Confinement) ->
             .map_err(|error| Failure::usage(format!("invalid image name `{text}`: {error}")))
     });
     let names = names.collect::<Result<Vec<_>, _>>()?;
-    let lines = with_transfer(store, confinement, args.quiet, PullPolicy::Always, async |transfer| {
+    let lines = with_transfer(store, confinement, args.quiet, PullPolicy::Always, None, async |transfer| {
         let mut lines = String::new();
         for name in &names {
-            let work = async |step: Step| transfer.pull(name, &platform, &step).await;
+            let work = async |step: Step| {
+                // Whoever names a platform wants its image alone.
+                if args.platform.is_none()
+                    && let Some(digest) = transfer.pull_whole(name, args.all_platforms, &step).await?
+                {
+                    return Ok(digest);
+                }
+                transfer.pull(name, &platform, &step).await
+            };
             let digest = step(&transfer.progress, format!("pulling {}", name.familiar()), work).await?;
             lines.push_str(&if args.quiet {
                 format!("{name}\n")
@@ -130,6 +137,56 @@ pub(crate) fn pull(store: &Store, args: &PullArgs, confinement: &Confinement) ->
 }
 
 impl Transfer<'_> {
+    /// What reads whole images of registries.
+    pub(super) fn relay(&self) -> Relay {
+        Relay { store: self.store.clone(), images: self.images.clone(), cancel: self.cancel.clone() }
+    }
+
+    /// What makes layers ready to leave.
+    pub(super) fn packer(&self) -> Packer {
+        Packer::new(self.store.clone(), self.images.clone(), self.progress.clone(), self.cancel.clone())
+    }
+
+    /// What brings images to registries.
+    pub(super) fn pusher(&self) -> Pusher {
+        Pusher { store: self.store.clone(), images: self.images.clone(), cancel: self.cancel.clone() }
+    }
+
+    /// Fetches an index with everything that it lists, if that is wanted, or if all but one of its entries are
+    /// attestations: then the index is the image, and without it they would be lost. `None` if it is not.
+    async fn pull_whole(&self, name: &ImageRef, all: bool, step: &Step) -> Result<Option<oci::Digest>, OpError> {
+        let relay = self.relay();
+        let top = relay.top(name, step).await?;
+        if !media_type::is_index(&top.descriptor.media_type) {
+            return Ok(None);
+        }
+        let index: Index = serde_json::from_slice(&top.bytes)
+            .map_err(|error| OpError::input(format!("{} is no usable index: {error}", name.familiar())))?;
+        let n_images = index.manifests.iter().filter(|entry| attestation::is_image(entry)).count();
+        let has_attestations = index.manifests.iter().any(attestation::is_attestation);
+        let is_wanted = all || (n_images == 1 && has_attestations);
+        if !is_wanted {
+            return Ok(None);
+        }
+        let parcel = relay.read(name, &top, Depth::Blobs, step).await?;
+        relay.ensure_here(&parcel, step).await?;
+        self.keep(name, &top.descriptor)?;
+        Ok(Some(top.descriptor.digest))
+    }
+
+    /// Gives a pulled image its name.
+    fn keep(&self, name: &ImageRef, target: &Descriptor) -> Result<(), OpError> {
+        // A name that is a digest is none to find the image by later.
+        match name.tag() {
+            Some(tag) => {
+                let tagged = name.name_only().with_tag(tag).map_err(|error| OpError::internal(error.to_string()))?;
+                self.store.tag(&tagged, target)?;
+            }
+            None => self.store.keep_dangling(target)?,
+        }
+        Ok(())
+    }
+
     /// Fetches and unpacks an image, then names it. Returns the digest of what the name stands for at the registry.
     async fn pull(&self, name: &ImageRef, platform: &Platform, step: &Step) -> Result<oci::Digest, OpError> {
         let image = self.images.resolve(name, platform, step).await?;
@@ -146,24 +203,18 @@ impl Transfer<'_> {
         let media_type = serde_json::from_slice::<oci::Manifest>(&bytes).ok().and_then(|manifest| manifest.media_type);
         let media_type = media_type.unwrap_or_else(|| media_type::OCI_MANIFEST.to_owned());
         let target = Descriptor::new(&media_type, image.manifest.clone(), bytes.len() as u64);
-        // A name that is a digest is none to find the image by later.
-        match name.tag() {
-            Some(tag) => {
-                let tagged = name.name_only().with_tag(tag).map_err(|error| OpError::internal(error.to_string()))?;
-                self.store.tag(&tagged, &target)?;
-            }
-            None => self.store.keep_dangling(&target)?,
-        }
+        self.keep(name, &target)?;
         Ok(image.top_digest)
     }
 }
 
-/// Does `work` with progress on the screen and an eye on interrupts.
-fn with_transfer<T>(
+/// Does `work` with progress on the screen and an eye on interrupts. `insecure` names a registry that may use plain HTTP.
+pub(super) fn with_transfer<T>(
     store: &Store,
     confinement: &Confinement,
     quiet: bool,
     policy: PullPolicy,
+    insecure: Option<String>,
     work: impl AsyncFnOnce(&Transfer<'_>) -> Result<T, OpError>,
 ) -> Result<T, Failure> {
     let mode = if quiet { Mode::Silent } else { Mode::choose("auto").map_err(Failure::usage)? };
@@ -171,7 +222,9 @@ fn with_transfer<T>(
     let cancel = CancellationToken::new();
     let runtime = wire::runtime()?;
     let lease = store.lease()?;
-    let client = Client::new(wire::client_options());
+    let mut options = wire::client_options();
+    options.insecure.extend(insecure);
+    let client = Client::new(options);
     let images = Arc::new(ImageSource::new(store.clone(), client, policy, wire::unpack_options(confinement)));
     let transfer = Transfer { store, images, progress: ui.progress().clone(), cancel: cancel.clone() };
     let outcome = runtime.block_on(wire::until_interrupted(cancel, work(&transfer)));
@@ -185,7 +238,7 @@ fn with_transfer<T>(
 }
 
 /// Shows `work` as a step.
-async fn step<T>(
+pub(super) async fn step<T>(
     progress: &Progress,
     name: String,
     work: impl AsyncFnOnce(Step) -> Result<T, OpError>,

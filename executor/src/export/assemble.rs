@@ -199,7 +199,8 @@ fn layer_descriptor(layer: &AssembledLayer, types: MediaTypes) -> Descriptor {
 
 /// Notes of builders and stores that no image has.
 fn is_internal(annotation: &str) -> bool {
-    const PREFIXES: [&str; 3] = ["containerd.io/uncompressed", "containerd.io/distribution.source.", "buildkit/createdat"];
+    const PREFIXES: [&str; 3] =
+        ["containerd.io/uncompressed", "containerd.io/distribution.source.", "buildkit/createdat"];
     PREFIXES.iter().any(|prefix| annotation.starts_with(prefix))
 }
 

@@ -3,6 +3,7 @@
 mod archive;
 mod assemble;
 mod built;
+mod bundle;
 mod local;
 mod merge;
 mod tar;
@@ -16,8 +17,9 @@ use crate::view::{RootView, ViewError};
 pub use archive::Archive;
 pub use assemble::{AssembledLayer, Assembly, ImageAnnotations, ImageDocuments, MediaTypes, assemble};
 pub use built::{BuiltImage, IndexAnnotations};
+pub use bundle::{Bundled, write_bundle};
 pub use local::{Exported, export_local};
-pub use tar::export_tar;
+pub use tar::{export_tar, export_tar_entry};
 
 /// The root of one platform, and where its files go.
 #[derive(Clone, Debug)]

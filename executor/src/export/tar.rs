@@ -39,6 +39,33 @@ pub fn export_tar(roots: &[PlacedRoot], out: impl Write) -> Result<(), ExportErr
     out.flush().map_err(|error| ExportError::io("write", "the tar", error))
 }
 
+/// Writes one entry of a root as `name`, with all that is in it: `entry` is where it stands, `dir` its content if it is a
+/// directory. The root itself stands nowhere.
+///
+/// # Errors
+/// [`ExportError`].
+pub fn export_tar_entry(
+    entry: Option<(&DirView, &OsStr, &Node)>,
+    dir: Option<&DirView>,
+    name: &OsStr,
+    out: impl Write,
+) -> Result<(), ExportError> {
+    let tar = TarWriter::new(BufWriter::with_capacity(BUFFER_BYTES, out));
+    let mut export = Export { tar, epoch: None, links: HashMap::new() };
+    // A directory that is called `.` is the one that the tar is unpacked into.
+    if let Some((parent, own_name, node)) = entry
+        && name != "."
+    {
+        export.entry(parent, own_name, node, name.as_bytes())?;
+    }
+    if let Some(dir) = dir {
+        let prefix = if name == "." { Vec::new() } else { [name.as_bytes(), b"/"].concat() };
+        export.directory(dir, &prefix)?;
+    }
+    let mut out = export.tar.finish().map_err(fault)?;
+    out.flush().map_err(|error| ExportError::io("write", "the tar", error))
+}
+
 struct Export<W: Write> {
     tar: TarWriter<W>,
     epoch: Option<i64>,

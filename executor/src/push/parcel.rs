@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use bytes::Bytes;
 use cache::Store;
 use oci::image::to_manifest_json;
-use oci::{Descriptor, DiffId, Digest, ImageConfig, Index, Manifest, media_type};
+use oci::{Descriptor, DiffId, Digest, ImageConfig, Index, Manifest, attestation, media_type};
 use serde::de::DeserializeOwned;
 use solver::{Chain, OpError};
 
@@ -54,7 +54,10 @@ impl Parcel {
             let bytes = read(store, top)?;
             let mut index: Index = parse(&top.digest, &bytes)?;
             let as_it_was = index.manifests.clone();
+            // What an attestation speaks about keeps its digest.
+            let described: HashSet<Digest> = as_it_was.iter().filter_map(attestation::described).collect();
             for entry in &mut index.manifests {
+                let wanted = Some(wanted).filter(|_| !described.contains(&entry.digest));
                 let document = parcel.add_manifest(packer, store, entry, wanted, &mut seen).await?;
                 entry.digest = document.digest;
                 entry.size_bytes = document.size_bytes;
@@ -62,7 +65,7 @@ impl Parcel {
             let bytes = if index.manifests == as_it_was { bytes } else { to_manifest_json(&index) };
             parcel.add_document(&top.media_type, bytes);
         } else {
-            parcel.add_manifest(packer, store, top, wanted, &mut seen).await?;
+            parcel.add_manifest(packer, store, top, Some(wanted), &mut seen).await?;
         }
         Ok(parcel)
     }
@@ -80,14 +83,16 @@ impl Parcel {
         packer: &Packer,
         store: &Store,
         entry: &Descriptor,
-        wanted: Wanted,
+        wanted: Option<Wanted>,
         seen: &mut HashSet<Digest>,
     ) -> Result<Descriptor, OpError> {
         let bytes = read(store, entry)?;
         let mut manifest: Manifest = parse(&entry.digest, &bytes)?;
         let diff_ids = diff_ids(store, &manifest)?;
         let as_it_was = manifest.layers.clone();
-        if manifest.layers.iter().any(is_plain) {
+        if let Some(wanted) = wanted
+            && manifest.layers.iter().any(is_plain)
+        {
             compress(packer, store, &mut manifest.layers, &diff_ids, wanted).await?;
         }
         for (number, descriptor) in manifest.layers.iter().chain([&manifest.config]).enumerate() {

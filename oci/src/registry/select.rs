@@ -1,11 +1,8 @@
 //! Choosing one image out of an index.
 
+use crate::attestation::is_image;
 use crate::image::{Descriptor, Index};
-use crate::media_type::{is_index, is_manifest};
 use crate::platform::Platform;
-
-/// Marks what an index entry is for; attestations carry it.
-const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 
 /// The entry of an index that serves `wanted` best; the first of equals.
 ///
@@ -32,15 +29,10 @@ pub fn image_platforms(index: &Index) -> impl Iterator<Item = &Platform> {
     index.manifests.iter().filter(|entry| is_image(entry)).filter_map(|entry| entry.platform.as_ref())
 }
 
-fn is_image(entry: &Descriptor) -> bool {
-    let is_document = is_manifest(&entry.media_type) || is_index(&entry.media_type);
-    let is_unknown = entry.platform.as_ref().is_some_and(|platform| platform.os == "unknown");
-    is_document && !is_unknown && entry.artifact_type.is_none() && !entry.annotations.contains_key(REFERENCE_TYPE)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attestation::REFERENCE_TYPE;
     use crate::digest::Digest;
     use crate::media_type::{OCI_LAYER, OCI_MANIFEST};
 

@@ -1,7 +1,7 @@
 //! `rbuild build`: one build, from checked flags to a written product.
 
 mod context;
-mod dest;
+pub(crate) mod dest;
 mod foreign;
 mod product;
 mod remote;
@@ -59,6 +59,17 @@ pub(crate) fn build(request: &BuildRequest, global: &Global) -> Result<(), Failu
         ui::stdout(&format!("{id}\n"))?;
     }
     Ok(())
+}
+
+/// Builds into `store` and returns what its names stand for. Warnings and files about the result are left out.
+pub(super) fn build_into(
+    request: &BuildRequest,
+    store: &cache::Store,
+    global: &Global,
+) -> Result<oci::Descriptor, Failure> {
+    let work = async |build: &Build<'_>, source: &mut Option<Source>| build.run(source).await;
+    let (Built { finished, .. }, _) = session(request, store, global, work)?;
+    finished.descriptor.ok_or_else(|| OpError::internal("a build without an image").into())
 }
 
 /// Does `work` with progress on the screen and an eye on interrupts. `work` leaves the Dockerfile for excerpts.

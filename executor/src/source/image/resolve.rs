@@ -155,6 +155,9 @@ impl ImageSource {
         let (found, bytes) = if media_type::is_index(&kind) {
             let index: Index = parse(&top, "index", &bytes)?;
             let child = select_platform(&index, platform).cloned().ok_or_else(|| no_match(&index, platform))?;
+            if media_type::is_index(&child.media_type) {
+                return Err(unusable(&child, "manifest", &"it is an index inside of an index"));
+            }
             let bytes = self.document(reference, &child, reach).await?;
             if media_type::of_manifest(&bytes).is_ok_and(|kind| media_type::is_index(&kind)) {
                 return Err(unusable(&child, "manifest", &"it is an index inside of an index"));
