@@ -192,6 +192,14 @@ impl Engine {
         self.inner.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// A root without the contents of its files, if some layer of it is better left where it is.
+    async fn outline(&self, chain: &Chain, step: &Step) -> Result<Option<RootView>, OpError> {
+        match self.inner.parts.images.outlines(chain, step, &self.inner.parts.cancel).await? {
+            Some(trees) => blocking(move || RootView::open(&trees).map_err(OpError::from)).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
     /// What a copy or mount reads from.
     async fn source(&self, result: &ResultRef, step: &Step) -> Result<Source, OpError> {
         match result {
@@ -287,8 +295,16 @@ impl Engine {
     /// Writes the layer of a file operation, as a tree when a later step looks into it, else as a tar at once.
     async fn perform_file(&self, op: FileOp, work: Work) -> Result<LayerInfo, OpError> {
         let mut sources = Vec::with_capacity(work.inputs.len());
-        for input in &work.inputs {
-            sources.push(self.source(input, &work.step).await?);
+        for (number, input) in work.inputs.iter().enumerate() {
+            // What is written to is asked for its directories; what is copied from has to be here.
+            let outline = match input {
+                ResultRef::Root(chain) if number == 0 => self.outline(chain, &work.step).await?,
+                _ => None,
+            };
+            sources.push(match outline {
+                Some(view) => Source::View(view),
+                None => self.source(input, &work.step).await?,
+            });
         }
         let root = match sources.first() {
             Some(Source::View(root)) => root.clone(),

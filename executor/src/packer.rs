@@ -37,6 +37,9 @@ pub struct Wanted {
     pub force: bool,
     /// Plain tars must be stored, too, because their bytes are going to be sent; compressed ones always are.
     pub store_plain: bool,
+    /// Layers of others may stay in the registry that has them, in the form that they have there: they go to a registry, which
+    /// may have them as well.
+    pub may_stay_away: bool,
 }
 
 /// A layer that is ready to leave.
@@ -162,6 +165,9 @@ async fn pack(inner: Arc<Inner>, chain: Chain, wanted: Wanted) -> Result<PackedL
     if let Some(packed) = already_packed(&inner.store, &info, wanted)? {
         return Ok(packed);
     }
+    if let Some(packed) = left_away(&inner.store, &info, wanted)? {
+        return Ok(packed);
+    }
     fetch(&inner, &info).await?;
     if let Some(packed) = already_packed(&inner.store, &info, wanted)? {
         return Ok(packed);
@@ -214,6 +220,10 @@ async fn trees_below(inner: &Inner, chain: &Chain, info: &LayerInfo) -> Result<V
         // They are there: the tree was made on top of them, and the lease keeps them. Nothing will be shown.
         Some(_) => {
             let below = Chain::new(below.unwrap_or_default().to_vec());
+            let silent = Progress::silent().start("");
+            if let Some(trees) = inner.images.outlines(&below, &silent, &inner.cancel).await? {
+                return Ok(trees);
+            }
             inner.images.ensure_trees(&below, &Progress::silent().start(""), &inner.cancel).await
         }
         None => Ok(Vec::new()),
@@ -268,6 +278,16 @@ fn already_packed(store: &Store, info: &LayerInfo, wanted: Wanted) -> Result<Opt
         }
     }
     Ok(None)
+}
+
+/// A layer that is not here, as a registry has it, if that will do.
+fn left_away(store: &Store, info: &LayerInfo, wanted: Wanted) -> Result<Option<PackedLayer>, OpError> {
+    let Some(diff_id) = info.diff_id.clone().filter(|_| wanted.may_stay_away && !wanted.force) else { return Ok(None) };
+    if own_tree(info).is_some() || info.has_tar || !store.find_blobs(&diff_id)?.is_empty() {
+        return Ok(None);
+    }
+    let known = store.find_remotes(&diff_id)?.into_iter().next();
+    Ok(known.map(|(blob, _)| PackedLayer { diff_id, created_at: info.created_at, blob, clamped_to: None }))
 }
 
 /// Makes the tar out of whatever form there is, and from it what is wanted.

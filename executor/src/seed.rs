@@ -29,7 +29,7 @@ pub async fn seed(relay: &Relay, packer: &Packer, to: &Store, images: &[ImageOp]
         let kind = media_type::of_manifest(&bytes)
             .map_err(|error| OpError::input(format!("{} is no image: {error}", image.manifest)))?;
         let mut entry = Descriptor::new(&kind, image.manifest.clone(), bytes.len() as u64);
-        let wanted = Wanted { codec: Codec::Plain, force: false, store_plain: true };
+        let wanted = Wanted { codec: Codec::Plain, force: false, store_plain: true, may_stay_away: false };
         let parcel = Parcel::of_stored(packer, &relay.store, &entry, wanted).await?;
         relay.ensure_here(&parcel, step).await?;
         let (from, there) = (relay.store.clone(), to.clone());

@@ -243,6 +243,7 @@ pub(crate) fn merge(store: &Store, args: &MergeArgs, confinement: &Confinement) 
         codec: if args.push { Codec::Gzip { level: DEFAULT_GZIP_LEVEL } } else { Codec::Plain },
         force: false,
         store_plain: args.push,
+        may_stay_away: args.push,
     };
     let top = with_transfer(store, confinement, args.quiet, PullPolicy::Missing, None, async |transfer| {
         let mut ingredients = Vec::new();

@@ -43,7 +43,12 @@ pub(crate) fn save(store: &Store, args: &SaveArgs, confinement: &Confinement) ->
     };
     let codec = output::codec(args.compression.as_deref(), None)?;
     // Without a wish, manifests stay as they are, with their digests.
-    let wanted = Wanted { codec: codec.unwrap_or(Codec::Plain), force: codec.is_some(), store_plain: true };
+    let wanted = Wanted {
+        codec: codec.unwrap_or(Codec::Plain),
+        force: codec.is_some(),
+        store_plain: true,
+        may_stay_away: false,
+    };
     let chosen = chosen(store, args)?;
     with_transfer(store, confinement, true, PullPolicy::Missing, None, async |transfer| {
         let mut bundled = Vec::with_capacity(chosen.len());

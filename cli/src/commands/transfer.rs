@@ -37,6 +37,7 @@ pub(crate) fn push(store: &Store, args: &PushArgs, confinement: &Confinement) ->
         codec: codec.unwrap_or(cache::Codec::Gzip { level: output::DEFAULT_GZIP_LEVEL }),
         force: codec.is_some(),
         store_plain: true,
+        may_stay_away: true,
     };
     let mut images = Vec::new();
     for name in &args.images {

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
-use cache::Store;
+use cache::{Codec, Store};
 use oci::image::to_manifest_json;
 use oci::{Descriptor, DiffId, Digest, ImageConfig, Index, Manifest, attestation, media_type};
 use serde::de::DeserializeOwned;
@@ -120,6 +120,12 @@ async fn compress(
     diff_ids: &[DiffId],
     wanted: Wanted,
 ) -> Result<(), OpError> {
+    if matches!(wanted.codec, Codec::Estargz { .. }) {
+        return Err(OpError::input(
+            "an image cannot become eStargz when it leaves: its config would have to name other layers",
+        )
+        .help("build it so: `rbuild -o type=image,compression=estargz …`"));
+    }
     if diff_ids.len() != layers.len() {
         return Err(OpError::environment("the image's config and manifest have different numbers of layers"));
     }

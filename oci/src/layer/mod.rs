@@ -24,7 +24,9 @@ pub use codec::{CodecError, PieceCodec};
 pub use decompress::{Compression, decompress, sniff_archive};
 pub use entry::{Entry, EntryKind, Xattr};
 pub use error::LayerError;
-pub use estargz::{Estargz, EstargzWriter};
+pub use estargz::{
+    Estargz, EstargzWriter, FOOTER_BYTES, Listing, ListingError, Place, TOC_DIGEST_ANNOTATION, toc_offset,
+};
 pub use ordered::Ordered;
 pub use path::{CleanPath, clean_path};
 pub use stream::{

@@ -283,7 +283,7 @@ fn foreign_endpoint(url: &Url) -> Option<Endpoint> {
 }
 
 /// The first offset of `Content-Range: bytes 5-9/10`.
-fn range_start(reply: &Reply) -> Option<u64> {
+pub(super) fn range_start(reply: &Reply) -> Option<u64> {
     let range = reply.header(CONTENT_RANGE)?.trim().strip_prefix("bytes")?.trim_start();
     range.split_once('-')?.0.parse().ok()
 }

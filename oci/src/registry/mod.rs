@@ -24,6 +24,7 @@ mod hosts;
 mod login;
 mod manifest;
 mod options;
+mod part;
 mod push;
 mod scopes;
 mod select;

@@ -117,7 +117,10 @@ impl Product {
             },
             Output::Local { .. } | Output::Tar { .. } | Output::CacheOnly => return None,
         };
-        Some(Wanted { codec: options.codec.unwrap_or(default), force: options.force_compression, store_plain })
+        // What only goes to registries need not be here.
+        let may_stay_away = options.push.is_some() && options.is_unnamed;
+        let codec = options.codec.unwrap_or(default);
+        Some(Wanted { codec, force: options.force_compression, store_plain, may_stay_away })
     }
 
     fn rewrites_times(&self) -> bool {

@@ -7,6 +7,7 @@
 
 mod fetch;
 mod local_layout;
+mod outlines;
 mod resolve;
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use cache::{LayerId, Store};
+use cache::{LayerId, Store, TreeDraft};
 use oci::registry::Client;
 use solver::{Chain, ImageOp, OpError, Step};
 
@@ -46,12 +47,14 @@ pub struct ImageSource {
     unpack: UnpackOptions,
     /// Trees that this process has seen; leases keep them while it runs.
     trees: Mutex<HashMap<LayerId, PathBuf>>,
+    /// Trees of layers that are not here; removed with this.
+    outlines: Mutex<HashMap<LayerId, TreeDraft>>,
 }
 
 impl ImageSource {
     /// A source that pulls through `client` into `store`.
     pub fn new(store: Store, client: Client, policy: PullPolicy, unpack: UnpackOptions) -> Self {
-        Self { store, client, policy, unpack, trees: Mutex::default() }
+        Self { store, client, policy, unpack, trees: Mutex::default(), outlines: Mutex::default() }
     }
 
     /// What it pulls through.

@@ -1,4 +1,5 @@
-//! Writes eStargz: a gzip layer in which every file is found without reading the rest.
+//! eStargz: a gzip layer in which every file is found without reading the rest. [`EstargzWriter`] makes one; [`Listing`] knows
+//! what is in one by its list alone.
 //!
 //! Every file's content begins a gzip member of its own, and every [`CHUNK_BYTES`] of it another. Behind the tar's end comes
 //! one more entry, `stargz.index.json`, that lists all entries with the places of their members, and an empty member of 51
@@ -7,13 +8,12 @@
 //! The bytes depend on the entries and the level alone. Format: the eStargz specification of containerd's
 //! stargz-snapshotter, version 1; spec: `spec/engine.md` §1.9.
 
+mod read;
+mod toc;
+
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
-
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use serde::Serialize;
 
 use super::codec::{CodecError, Compressors, PieceCodec};
 use super::entry::{Entry, EntryKind};
@@ -21,12 +21,15 @@ use super::error::{LayerError, lossy};
 use super::ordered::Ordered;
 use super::tar_writer::TarWriter;
 use crate::digest::{DiffId, Digest, Sha256};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+pub use read::{Listing, ListingError, Place};
+pub use toc::{FOOTER_BYTES, TOC_DIGEST_ANNOTATION, toc_offset};
+use toc::{TOC_NAME, Toc, TocEntry, footer};
 
 /// The most bytes of a file in one member.
 const CHUNK_BYTES: u64 = 4 << 20;
-
-/// Name of the list in the archive.
-const TOC_NAME: &str = "stargz.index.json";
 
 /// Raw bytes that may wait for compression or for their turn, for each worker of the pool.
 const IN_FLIGHT_BYTES_PER_THREAD: usize = 8 << 20;
@@ -53,7 +56,7 @@ impl Estargz {
     /// Annotations of the layer's descriptor that tell readers of it.
     pub fn annotations(&self) -> BTreeMap<String, String> {
         BTreeMap::from([
-            ("containerd.io/snapshot/stargz/toc.digest".to_owned(), self.toc_digest.to_string()),
+            (TOC_DIGEST_ANNOTATION.to_owned(), self.toc_digest.to_string()),
             ("io.containers.estargz.uncompressed-size".to_owned(), self.tar_bytes.to_string()),
         ])
     }
@@ -80,59 +83,6 @@ pub struct EstargzWriter<W: Write> {
 struct Listed {
     entry: TocEntry,
     member: Option<usize>,
-}
-
-/// As in the specification; the order of the fields is that of its reference implementation.
-#[derive(Serialize)]
-struct Toc {
-    version: u32,
-    entries: Vec<TocEntry>,
-}
-
-#[derive(Default, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct TocEntry {
-    name: String,
-    #[serde(rename = "type")]
-    kind: &'static str,
-    #[serde(skip_serializing_if = "is_zero")]
-    size: u64,
-    #[serde(rename = "modtime", skip_serializing_if = "String::is_empty")]
-    mtime: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    link_name: String,
-    #[serde(skip_serializing_if = "is_zero_mode")]
-    mode: u32,
-    #[serde(skip_serializing_if = "is_zero_mode")]
-    uid: u32,
-    #[serde(skip_serializing_if = "is_zero_mode")]
-    gid: u32,
-    #[serde(skip_serializing_if = "is_zero")]
-    offset: u64,
-    #[serde(skip_serializing_if = "is_zero_mode")]
-    dev_major: u32,
-    #[serde(skip_serializing_if = "is_zero_mode")]
-    dev_minor: u32,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    xattrs: BTreeMap<String, String>,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    digest: String,
-    #[serde(skip_serializing_if = "is_zero")]
-    chunk_offset: u64,
-    #[serde(skip_serializing_if = "is_zero")]
-    chunk_size: u64,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    chunk_digest: String,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields so")]
-fn is_zero(number: &u64) -> bool {
-    *number == 0
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields so")]
-fn is_zero_mode(number: &u32) -> bool {
-    *number == 0
 }
 
 impl<W: Write> EstargzWriter<W> {
@@ -192,7 +142,7 @@ impl<W: Write> EstargzWriter<W> {
             read_bytes += chunk_bytes;
             // The last one says nothing: it goes to the end.
             listed.chunk_size = if read_bytes < size_bytes { chunk_bytes } else { 0 };
-            let next = TocEntry { name: listed.name.clone(), kind: "chunk", ..TocEntry::default() };
+            let next = TocEntry { name: listed.name.clone(), kind: "chunk".to_owned(), ..TocEntry::default() };
             self.toc.push(Listed { entry: std::mem::replace(&mut listed, next), member: Some(self.n_members) });
         }
         if size_bytes == 0 {
@@ -260,15 +210,15 @@ impl<W: Write> EstargzWriter<W> {
         let xattrs = entry.xattrs.iter().map(|xattr| (text(&xattr.name), STANDARD.encode(&xattr.value)));
         TocEntry {
             name: text(entry.path) + if is_bare_dir { "/" } else { "" },
-            kind,
+            kind: kind.to_owned(),
             size: entry.content_bytes(),
             mtime: crate::time::format_rfc3339(entry.mtime_secs, 0),
             link_name: text(link),
-            mode: entry.mode,
-            uid: entry.uid,
-            gid: entry.gid,
-            dev_major: device.0,
-            dev_minor: device.1,
+            mode: entry.mode.into(),
+            uid: entry.uid.into(),
+            gid: entry.gid.into(),
+            dev_major: device.0.into(),
+            dev_minor: device.1.into(),
             xattrs: xattrs.collect(),
             ..TocEntry::default()
         }
@@ -317,19 +267,6 @@ fn codec_error(error: CodecError) -> LayerError {
     LayerError::io("compress", b"", io::Error::other(error))
 }
 
-/// An empty gzip member whose extra field holds the place of the list.
-fn footer(toc_offset: u64) -> Vec<u8> {
-    let mut footer = vec![0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff];
-    let field = format!("{toc_offset:016x}STARGZ");
-    footer.extend((4 + field.len() as u16).to_le_bytes());
-    footer.extend(b"SG");
-    footer.extend((field.len() as u16).to_le_bytes());
-    footer.extend(field.as_bytes());
-    // One stored block of no bytes; checksum and length of nothing.
-    footer.extend([1, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0]);
-    footer
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Cursor;
@@ -374,6 +311,43 @@ mod tests {
             ["d", "d/small", "d/empty", "d/big", "link"]
         );
         assert_eq!(write(4, &big).0, blob);
+    }
+
+    #[test]
+    fn a_listing_knows_everything_but_contents() {
+        let (blob, made) = write(4, &vec![9; 5 << 20]);
+        let footer_at = blob.len() - FOOTER_BYTES as usize;
+        let offset = toc_offset(&blob[footer_at..]).unwrap() as usize;
+        let listing = Listing::read(&blob[offset..footer_at], &made.toc_digest).unwrap();
+        let place = listing.place("d/small").unwrap();
+        let bytes = &blob[place.offset_bytes as usize..][..place.most_bytes().min(offset as u64) as usize];
+        assert_eq!(place.read(bytes).as_deref(), Some(&b"hello"[..]));
+        assert_eq!(place.read(&blob), None, "other bytes");
+        assert_eq!((listing.place("d/big"), listing.place("d/empty"), listing.place("nothing")), (None, None, None));
+
+        let tar = listing.outline(&BTreeMap::from([("d/small", b"hello".to_vec())])).unwrap();
+        let mut entries = LayerReader::new(Cursor::new(tar), ReadLimits::default());
+        let mut seen = Vec::new();
+        while let Some(mut member) = entries.next_member().unwrap() {
+            let mut content = String::new();
+            member.content.read_to_string(&mut content).unwrap();
+            let path = String::from_utf8_lossy(member.entry.path).trim_end_matches('/').to_owned();
+            seen.push((path, member.entry.mode, member.entry.mtime_secs, content));
+        }
+        let time = 1_000_000_000;
+        let expected = [
+            ("d", 0o755, 0, ""),
+            ("d/small", 0o644, time, "hello"),
+            ("d/empty", 0o644, time, ""),
+            ("d/big", 0o644, time, ""),
+            ("link", 0, 0, ""),
+        ];
+        assert_eq!(seen, expected.map(|(path, mode, time, content)| (path.to_owned(), mode, time, content.to_owned())));
+
+        let other = Digest::of(b"other");
+        assert!(matches!(Listing::read(&blob[offset..footer_at], &other), Err(ListingError::OtherList { .. })));
+        assert!(Listing::read(&blob[..100], &made.toc_digest).is_err());
+        assert!(Listing::read(b"no gzip", &made.toc_digest).is_err());
     }
 
     #[test]

@@ -1,0 +1,164 @@
+//! What an eStargz layer contains, by its list alone.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use super::toc::{TOC_NAME, Toc, TocEntry};
+use crate::digest::Digest;
+use crate::layer::{Entry, EntryKind, LayerError, LayerReader, ReadLimits, TarWriter, Xattr};
+
+/// The longest list that is read: that of a million files.
+const MOST_TOC_BYTES: u64 = 256 << 20;
+
+/// Why a list is not believed.
+#[derive(Debug, thiserror::Error)]
+pub enum ListingError {
+    /// It cannot be read as what it should be.
+    #[error("the list of the layer cannot be read: {0}")]
+    Unreadable(String),
+    /// It is another one than the layer's descriptor says.
+    #[error("the list of the layer has the digest {actual}, not {expected}")]
+    OtherList {
+        /// As the descriptor has it.
+        expected: Digest,
+        /// As it is.
+        actual: Digest,
+    },
+    /// An entry is none.
+    #[error(transparent)]
+    Entry(#[from] LayerError),
+}
+
+/// The list of a layer.
+pub struct Listing {
+    entries: Vec<TocEntry>,
+}
+
+/// Where the content of a small file is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// First byte, in the blob, of the gzip member that holds it.
+    pub offset_bytes: u64,
+    /// First byte in the member.
+    inner_bytes: u64,
+    size_bytes: u64,
+    digest: Digest,
+}
+
+impl Listing {
+    /// Reads a list from the bytes between its place and the footer, and compares it with the digest of the descriptor's
+    /// annotation.
+    ///
+    /// # Errors
+    /// It is none, or another one.
+    pub fn read(member: &[u8], expected: &Digest) -> Result<Self, ListingError> {
+        let unreadable = |reason: &dyn std::fmt::Display| ListingError::Unreadable(reason.to_string());
+        let mut entries =
+            LayerReader::new(flate2::read::GzDecoder::new(member).take(MOST_TOC_BYTES), ReadLimits::default());
+        let mut text = Vec::new();
+        match entries.next_member()? {
+            Some(mut member) if member.entry.path == TOC_NAME.as_bytes() => {
+                member.content.read_to_end(&mut text).map_err(|error| unreadable(&error))?;
+            }
+            _ => return Err(unreadable(&"it is not where the footer says")),
+        }
+        let actual = Digest::of(&text);
+        if actual != *expected {
+            return Err(ListingError::OtherList { expected: expected.clone(), actual });
+        }
+        let toc: Toc = serde_json::from_slice(&text).map_err(|error| unreadable(&error))?;
+        if toc.version != 1 {
+            return Err(unreadable(&format!("version {} is not known", toc.version)));
+        }
+        Ok(Self { entries: toc.entries })
+    }
+
+    /// Where the content of the regular file `path` (relative) is; `None` if there is none, or one of several chunks.
+    pub fn place(&self, path: &str) -> Option<Place> {
+        let is_it = |entry: &&TocEntry| entry.name.trim_start_matches("./").trim_start_matches('/') == path;
+        let entry = self.entries.iter().rev().find(is_it).filter(|entry| entry.kind == "reg")?;
+        if entry.size == 0 || (entry.chunk_size != 0 && entry.chunk_size < entry.size) {
+            return None;
+        }
+        let digest = if entry.chunk_digest.is_empty() { &entry.digest } else { &entry.chunk_digest };
+        Some(Place {
+            offset_bytes: entry.offset,
+            inner_bytes: entry.inner_offset,
+            size_bytes: entry.size,
+            digest: digest.parse().ok()?,
+        })
+    }
+
+    /// A tar with all entries of the layer, in which files are empty but for those of `contents`, by their paths.
+    ///
+    /// # Errors
+    /// An entry that no tar can hold.
+    pub fn outline(&self, contents: &BTreeMap<&str, Vec<u8>>) -> Result<Vec<u8>, ListingError> {
+        let mut tar = TarWriter::new(Vec::new());
+        for listed in self.entries.iter().filter(|entry| entry.kind != "chunk") {
+            let path = listed.name.trim_start_matches("./").trim_matches('/');
+            let content = contents.get(path).map_or(&[][..], Vec::as_slice);
+            let (major, minor) = (low(listed.dev_major), low(listed.dev_minor));
+            let target = listed.link_name.as_bytes();
+            let kind = match listed.kind.as_str() {
+                "reg" => EntryKind::Regular { size_bytes: content.len() as u64 },
+                "dir" => EntryKind::Directory,
+                "symlink" => EntryKind::Symlink { target },
+                "hardlink" => EntryKind::Hardlink { target },
+                "char" => EntryKind::Char { major, minor },
+                "block" => EntryKind::Block { major, minor },
+                "fifo" => EntryKind::Fifo,
+                other => return Err(ListingError::Unreadable(format!("`{}` is a `{other}`", listed.name))),
+            };
+            // The root itself.
+            let path = if path.is_empty() { "." } else { path };
+            let mut xattrs = Vec::with_capacity(listed.xattrs.len());
+            for (name, value) in &listed.xattrs {
+                let value = STANDARD.decode(value).map_err(|error| ListingError::Unreadable(error.to_string()))?;
+                xattrs.push(Xattr { name: name.clone().into_bytes(), value });
+            }
+            let (mtime_secs, mtime_nanos) = match listed.mtime.as_str() {
+                "" => (0, 0),
+                text => {
+                    crate::time::parse_rfc3339(text).map_err(|error| ListingError::Unreadable(error.to_string()))?
+                }
+            };
+            let entry = Entry {
+                mode: low(listed.mode) & 0o7777,
+                uid: low(listed.uid),
+                gid: low(listed.gid),
+                mtime_secs,
+                mtime_nanos,
+                xattrs: &xattrs,
+                ..Entry::new(path.as_bytes(), kind)
+            };
+            let content = if matches!(kind, EntryKind::Regular { .. }) { content } else { &[] };
+            tar.append_bytes(&entry, content)?;
+        }
+        Ok(tar.finish()?)
+    }
+}
+
+impl Place {
+    /// The content, from bytes of the blob that begin at [`Self::offset_bytes`] and reach far enough. `None` if they are not
+    /// what the list says.
+    pub fn read(&self, bytes: &[u8]) -> Option<Vec<u8>> {
+        let mut member = flate2::read::GzDecoder::new(bytes);
+        std::io::copy(&mut (&mut member).take(self.inner_bytes), &mut std::io::sink()).ok()?;
+        let mut content = Vec::new();
+        member.take(self.size_bytes).read_to_end(&mut content).ok()?;
+        (content.len() as u64 == self.size_bytes && Digest::of(&content) == self.digest).then_some(content)
+    }
+
+    /// How many bytes of the blob hold it at most: what does not compress becomes a little longer.
+    pub fn most_bytes(&self) -> u64 {
+        self.inner_bytes + self.size_bytes + self.size_bytes / 100 + 1024
+    }
+}
+
+fn low(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
