@@ -262,7 +262,9 @@ pub(crate) fn handle_path(dir: impl AsFd, name: &OsStr) -> PathBuf {
 
 /// One xattr of `name` in `dir`, links not followed; `None` when it is not there or the file system has no xattrs.
 pub(crate) fn read_xattr(dir: impl AsFd, name: &OsStr, xattr: &str) -> Result<Option<Vec<u8>>, Errno> {
-    xattr_at(&handle_path(dir, name), OsStr::new(xattr))
+    let xattr = OsStr::new(xattr);
+    let value = xattr_at(&handle_path(dir, name), xattr)?;
+    Ok(value.filter(|value| !owners::is_note(xattr, value)))
 }
 
 /// All xattrs of `name` in `dir`, links not followed, sorted by name, overlayfs' own left out.
@@ -291,7 +293,7 @@ pub(crate) fn read_xattrs(dir: impl AsFd, name: &OsStr) -> Result<Xattrs, Errno>
             continue;
         }
         let name = OsStr::from_bytes(name);
-        if let Some(value) = xattr_at(&path, name)? {
+        if let Some(value) = xattr_at(&path, name)?.filter(|value| !owners::is_note(name, value)) {
             xattrs.push((name.to_owned(), value));
         }
     }

@@ -21,10 +21,11 @@ pub(in crate::sandbox) fn adopt(upper: &Path, lower: &[PathBuf], uid: u32, gid: 
             let (path, place) = (directory.join(entry.file_name()), entry.path());
             let stat = rustix::fs::statat(CWD, &place, AtFlags::SYMLINK_NOFOLLOW);
             let kind = FileType::from_raw_mode(stat.map_err(SandboxError::call("read", &place))?.st_mode);
-            if kind == FileType::Directory {
-                todo.push(path.clone());
-            } else if kind != FileType::RegularFile {
-                continue;
+            match kind {
+                FileType::Directory => todo.push(path.clone()),
+                FileType::RegularFile | FileType::Symlink | FileType::Fifo => {}
+                // Marks of overlayfs are devices.
+                _ => continue,
             }
             let is_new = below.metadata(&path).map_err(SandboxError::io("look below", &path))?.is_none();
             if is_new {
