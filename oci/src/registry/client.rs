@@ -32,14 +32,20 @@ struct Shared {
     auth: Authenticator,
     limits: Mutex<BTreeMap<String, HostLimit>>,
     /// What is known of a repository, by registry and name.
-    settings: Mutex<BTreeMap<(String, String), Result<Arc<Settings>, RegistryError>>>,
+    settings: Mutex<BTreeMap<(String, String), KnownSettings>>,
     /// Blobs that were brought to a repository, or are: whether it has them.
-    brought: Mutex<BTreeMap<(String, Digest), Arc<tokio::sync::Mutex<bool>>>>,
+    brought: Mutex<BTreeMap<(String, Digest), Gate>>,
     /// The longest request of an upload, for hosts that want others than usual.
     chunks: Mutex<BTreeMap<String, u64>>,
     /// The scheme that worked, for hosts that may speak several.
     schemes: Mutex<BTreeMap<String, &'static str>>,
 }
+
+/// What is known of a repository, or why nothing is.
+type KnownSettings = Result<Arc<Settings>, RegistryError>;
+
+/// Whether a repository has a blob; held by whoever brings it there.
+type Gate = Arc<tokio::sync::Mutex<bool>>;
 
 /// Is told what happens besides the bytes; must return quickly.
 pub type Observer = Arc<dyn Fn(&Notice<'_>) + Send + Sync>;
@@ -175,7 +181,7 @@ impl Client {
     }
 
     /// What is known of the repository of `reference`; files are read once.
-    pub(super) fn settings(&self, reference: &ImageRef) -> Result<Arc<Settings>, RegistryError> {
+    pub(super) fn settings(&self, reference: &ImageRef) -> KnownSettings {
         let mut known = self.shared.settings.lock().unwrap_or_else(PoisonError::into_inner);
         let name = (reference.registry().to_owned(), reference.repository().to_owned());
         if let Some(settings) = known.get(&name) {

@@ -259,7 +259,8 @@ impl Client {
                 (failures, n_challenges) = (0, 0);
             }
             let (error, delay) = match stop {
-                Stop::Unauthorized(refused, reply) => {
+                Stop::Unauthorized(refused) => {
+                    let (refused, reply) = *refused;
                     n_challenges += 1;
                     let rejected = self.authorization(refused.need()).await?;
                     let answer = match n_challenges {

@@ -68,7 +68,7 @@ pub(super) struct Session {
 /// Why an upload did not end well.
 pub(super) enum Stop<'r> {
     /// The token ran out; a new one may help.
-    Unauthorized(Request<'r>, Reply),
+    Unauthorized(Box<(Request<'r>, Reply)>),
     /// The registry wants requests of another size, which is remembered: begin again.
     OtherSize(RegistryError),
     /// Sending it again can help, after the pause that the registry asks for.
@@ -196,7 +196,7 @@ impl Client {
     async fn why_not<'r>(&self, request: Request<'r>, reply: Reply, part: Part) -> Stop<'r> {
         let status = reply.status();
         if status == StatusCode::UNAUTHORIZED {
-            return Stop::Unauthorized(request, reply);
+            return Stop::Unauthorized(Box::new((request, reply)));
         }
         let most = self.options().retry.max_retry_after;
         let delay = reply.retry_after().map(|delay| delay.min(most));
