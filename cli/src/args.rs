@@ -131,7 +131,6 @@ pub(crate) enum Command {
         shell: clap_complete::Shell,
     },
     /// Write manual pages into a directory
-    #[command(hide = true)]
     Man {
         /// The directory
         dir: PathBuf,

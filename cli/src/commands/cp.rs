@@ -35,16 +35,15 @@ pub(crate) fn cp(store: &Store, args: &CpArgs, confinement: &Confinement) -> Res
         None => whole.shown(),
     };
     let diff_ids = image.config.rootfs.diff_ids.clone();
-    let trees = with_transfer(store, confinement, true, PullPolicy::Missing, None, async |transfer| {
+    let wanted = Wanted { path, follow: args.follow_link, keep_owners: args.archive };
+    with_transfer(store, confinement, true, PullPolicy::Missing, None, async |transfer| {
         let layers = diff_ids.iter().map(|diff_id| Ok(store.layer_for_diff_id(diff_id)?.layer));
         let chain = Chain::new(layers.collect::<Result<_, OpError>>()?);
         let work = async |step: Step| transfer.images.ensure_trees(&chain, &step, &transfer.cancel).await;
-        step(&transfer.progress, "unpacking layers".to_owned(), work).await
-    })?;
-    // Trees stay while they are read.
-    let _lease = store.lease()?;
-    let copied = copy(&trees, &Wanted { path, follow: args.follow_link, keep_owners: args.archive }, &args.dest);
-    copied.map_err(|error| OpError::from(error).into())
+        let trees = step(&transfer.progress, "unpacking layers".to_owned(), work).await?;
+        // Trees stay as long as the transfer lasts.
+        Ok(tokio::task::block_in_place(|| copy(&trees, &wanted, &args.dest))?)
+    })
 }
 
 fn copy(trees: &[PathBuf], wanted: &Wanted<'_>, dest: &str) -> Result<(), CopyPathError> {

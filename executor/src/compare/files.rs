@@ -266,7 +266,7 @@ mod tests {
                 "/content (true, true) [Content]",
                 "/gone (true, false) []",
                 "/gone/below (true, false) []",
-                "/kind (true, true) [Kind, Mode]",
+                "/kind (true, true) [Kind]",
                 "/link (true, true) [Target]",
                 "/mode (true, true) [Mode]",
                 "/new (false, true) []",

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use oci::image::to_manifest_json;
 use oci::{Descriptor, Digest, Index, media_type};
 
-use super::{ImageDocuments, MediaTypes};
+use super::{Attestation, ImageDocuments, MediaTypes};
 
 /// Annotations of an index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct IndexAnnotations {
 pub struct BuiltImage {
     /// In the order in which the platforms were asked for; never empty.
     images: Vec<ImageDocuments>,
+    /// What the index lists after the images.
+    attestations: Vec<Attestation>,
     index: Option<IndexDocument>,
 }
 
@@ -36,7 +38,7 @@ struct IndexDocument {
 impl BuiltImage {
     /// The image of one platform, by itself.
     pub fn single(image: ImageDocuments) -> Self {
-        Self { images: vec![image], index: None }
+        Self { images: vec![image], attestations: Vec::new(), index: None }
     }
 
     /// An index of `images`, which keep their order; there may be only one. Docker's lists have no annotations.
@@ -45,17 +47,36 @@ impl BuiltImage {
             MediaTypes::Oci => (media_type::OCI_INDEX, annotations),
             MediaTypes::Docker => (media_type::DOCKER_LIST, IndexAnnotations::default()),
         };
+        Self::listed(images, Vec::new(), media_type, annotations)
+    }
+
+    /// An index of `images` and of what is said about them, in these orders. There are no such lists of docker's.
+    pub fn attested(
+        images: Vec<ImageDocuments>,
+        attestations: Vec<Attestation>,
+        annotations: IndexAnnotations,
+    ) -> Self {
+        Self::listed(images, attestations, media_type::OCI_INDEX, annotations)
+    }
+
+    fn listed(
+        images: Vec<ImageDocuments>,
+        attestations: Vec<Attestation>,
+        media_type: &str,
+        annotations: IndexAnnotations,
+    ) -> Self {
+        let about = attestations.iter().map(|attestation| attestation.entry().clone());
         let bytes = to_manifest_json(&Index {
             schema_version: 2,
             media_type: Some(media_type.to_owned()),
-            manifests: images.iter().map(ImageDocuments::descriptor).collect(),
+            manifests: images.iter().map(ImageDocuments::descriptor).chain(about).collect(),
             annotations: annotations.index,
         });
         let descriptor = Descriptor {
             annotations: annotations.descriptor,
             ..Descriptor::new(media_type, Digest::of(&bytes), bytes.len() as u64)
         };
-        Self { images, index: Some(IndexDocument { bytes, descriptor }) }
+        Self { images, attestations, index: Some(IndexDocument { bytes, descriptor }) }
     }
 
     /// The images, in the order in which the platforms were asked for.
@@ -84,14 +105,15 @@ impl BuiltImage {
         }
     }
 
-    /// Configs, manifests and the index, each before what names it. Equal ones of several platforms may come again.
+    /// Configs, manifests, statements and the index, each before what names it. Equal ones of several platforms may come again.
     pub fn documents(&self) -> impl Iterator<Item = (Digest, &[u8])> {
         let of_images = self.images.iter().flat_map(|image| {
             let config = (image.config_digest().clone(), image.config.as_slice());
             [config, (image.descriptor().digest, image.manifest.as_slice())]
         });
         let index = self.index.iter().map(|index| (index.descriptor.digest.clone(), index.bytes.as_slice()));
-        of_images.chain(index)
+        let about = self.attestations.iter().flat_map(Attestation::documents);
+        of_images.chain(about).chain(index)
     }
 
     /// The layers of all images, base layers first; one that several have comes again.
@@ -105,7 +127,7 @@ mod tests {
     use oci::{HistoryEntry, ImageConfig, Platform};
 
     use super::*;
-    use crate::export::{Assembly, ImageAnnotations, assemble};
+    use crate::export::{Assembly, AttestationForm, ImageAnnotations, Statement, assemble};
 
     fn image(platform: &Platform, types: MediaTypes) -> ImageDocuments {
         let config = ImageConfig {
@@ -147,6 +169,22 @@ mod tests {
         let expected = images.each_ref().map(|image| (Some(image.platform.clone()), Digest::of(&image.manifest)));
         assert_eq!(listed, expected);
         assert_eq!(index.manifests[0].annotations["for"], "arm");
+    }
+
+    #[test]
+    fn what_is_said_about_images_stands_behind_them() {
+        let [platform, _] = platforms();
+        let image = image(&platform, MediaTypes::Oci);
+        let statement = Statement { predicate_type: "p".to_owned(), json: b"{}".to_vec() };
+        let about = Attestation::new(&image.descriptor(), vec![statement], AttestationForm::Image);
+        let entry = about.entry().clone();
+        let built = BuiltImage::attested(vec![image.clone()], vec![about], IndexAnnotations::default());
+        let documents: Vec<(Digest, &[u8])> = built.documents().collect();
+        assert_eq!(documents.len(), 2 + 3 + 1);
+        let (_, bytes) = documents.last().expect("the index comes last");
+        let index: Index = serde_json::from_slice(bytes).expect("an index");
+        assert_eq!(index.manifests, [image.descriptor(), entry]);
+        assert!(built.config_digest().is_none(), "an image with attestations is an index");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod archive;
 mod assemble;
+mod attest;
 mod built;
 mod bundle;
 mod local;
@@ -16,6 +17,7 @@ use crate::view::{RootView, ViewError};
 
 pub use archive::Archive;
 pub use assemble::{AssembledLayer, Assembly, ImageAnnotations, ImageDocuments, MediaTypes, assemble};
+pub use attest::{Attestation, AttestationForm, Statement};
 pub use built::{BuiltImage, IndexAnnotations};
 pub use bundle::{Bundled, write_bundle};
 pub use local::{Exported, export_local};

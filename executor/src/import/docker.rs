@@ -1,8 +1,10 @@
 //! Docker archives: configs and layers as files anywhere in the tar, listed by `manifest.json`. They have no manifests;
 //! ours are made the same from the same archive.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
+use std::path::Path;
 
 use cache::Store;
 use oci::image::to_manifest_json;
@@ -22,7 +24,8 @@ pub(super) fn images(
     images: &[DockerArchiveImage],
     contents: &Contents,
 ) -> Result<Vec<Loaded>, ImportError> {
-    images.iter().map(|image| one(store, image, contents)).collect()
+    let mut held = Held::new();
+    images.iter().map(|image| one(store, image, contents, &mut held)).collect()
 }
 
 /// The names that `manifest.json` has for the image with that config.
@@ -32,7 +35,11 @@ pub(super) fn names_of(contents: &Contents, config: &Digest) -> Vec<ImageRef> {
     same.flat_map(|image| image.repo_tags.iter().filter_map(|text| parse_name(text).ok())).collect()
 }
 
-fn one(store: &Store, image: &DockerArchiveImage, contents: &Contents) -> Result<Loaded, ImportError> {
+/// What blobs hold that are no plain layers: how they are compressed, and the digest of the tar. Each is looked into once,
+/// however often it is listed.
+type Held = BTreeMap<Digest, (Compression, Digest)>;
+
+fn one(store: &Store, image: &DockerArchiveImage, contents: &Contents, held: &mut Held) -> Result<Loaded, ImportError> {
     let file = |path: &String| {
         contents
             .file(path)
@@ -45,7 +52,7 @@ fn one(store: &Store, image: &DockerArchiveImage, contents: &Contents) -> Result
     let diff_ids = &config.rootfs.diff_ids;
     let mut layers = Vec::with_capacity(digests.len());
     for (number, digest) in digests.into_iter().enumerate() {
-        layers.push(layer(store, &image.layers[number], digest, diff_ids.get(number))?);
+        layers.push(layer(store, &image.layers[number], digest, diff_ids.get(number), held)?);
     }
     documents::note_layers(store, &image.config, &layers, &config)?;
     let size_bytes = store.blob_size(&id)?.unwrap_or_default();
@@ -64,25 +71,26 @@ fn one(store: &Store, image: &DockerArchiveImage, contents: &Contents) -> Result
 }
 
 /// A layer as a manifest names it. One that is compressed must hold the tar that the config names.
-fn layer(store: &Store, path: &str, digest: Digest, diff_id: Option<&DiffId>) -> Result<Descriptor, ImportError> {
+fn layer(
+    store: &Store,
+    path: &str,
+    digest: Digest,
+    diff_id: Option<&DiffId>,
+    held: &mut Held,
+) -> Result<Descriptor, ImportError> {
     let size_bytes = store.blob_size(&digest)?.unwrap_or_default();
     // The plain tar needs no second look.
     if diff_id.is_some_and(|diff_id| *diff_id.digest() == digest) {
         return Ok(Descriptor::new(media_type::OCI_LAYER, digest, size_bytes));
     }
-    let fault = |source| ImportError::Io { operation: "read", path: path.into(), source };
-    let blob = store.blob_path(&digest).unwrap_or_default();
-    let (compression, mut raw) = File::open(&blob).and_then(decompress).map_err(fault)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; READ_BYTES];
-    loop {
-        let n_read = raw.read(&mut buffer).map_err(fault)?;
-        if n_read == 0 {
-            break;
+    let (compression, actual) = match held.get(&digest) {
+        Some(known) => known.clone(),
+        None => {
+            let found = look_into(&store.blob_path(&digest).unwrap_or_default(), path)?;
+            held.insert(digest.clone(), found.clone());
+            found
         }
-        hash.update(&buffer[..n_read]);
-    }
-    let actual = hash.finish();
+    };
     if let Some(expected) = diff_id.filter(|expected| *expected.digest() != actual) {
         let reason = format!("it holds the tar {actual}, and its config names {expected}");
         return Err(ImportError::Malformed { name: path.to_owned(), reason });
@@ -97,6 +105,22 @@ fn layer(store: &Store, path: &str, digest: Digest, diff_id: Option<&DiffId>) ->
         }
     };
     Ok(Descriptor::new(kind, digest, size_bytes))
+}
+
+fn look_into(blob: &Path, path: &str) -> Result<(Compression, Digest), ImportError> {
+    let fault = |source| ImportError::Io { operation: "read", path: path.into(), source };
+    let (compression, mut raw) = File::open(blob).and_then(decompress).map_err(fault)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        let n_read = raw
+            .read(&mut buffer)
+            .map_err(|error| ImportError::Malformed { name: path.to_owned(), reason: error.to_string() })?;
+        if n_read == 0 {
+            return Ok((compression, hash.finish()));
+        }
+        hash.update(&buffer[..n_read]);
+    }
 }
 
 fn parse_name(text: &str) -> Result<ImageRef, ImportError> {

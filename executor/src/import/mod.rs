@@ -24,6 +24,9 @@ use oci::{Descriptor, Digest, ImageRef, Index, Platform};
 
 use self::archive::Contents;
 
+/// Images, and names, that one archive may have. Each name is a file that is on the disk before the next one is written.
+const MAX_IMAGES: usize = 1024;
+
 /// Where images come from.
 pub enum Source<'a> {
     /// A tar, compressed or not.
@@ -68,6 +71,14 @@ pub enum ImportError {
     /// Docker's format from before 2015.
     #[error("the archive has docker's old format, without `manifest.json`")]
     TooOld,
+    /// More than any sane archive has.
+    #[error("the archive lists {got} {what}, at most {MAX_IMAGES} are read")]
+    TooMany {
+        /// Images or names.
+        what: &'static str,
+        /// How many.
+        got: usize,
+    },
     /// A document is none.
     #[error("`{name}` in the archive is malformed: {reason}")]
     Malformed {
@@ -142,6 +153,7 @@ impl From<ImportError> for solver::OpError {
 /// [`ImportError`]; no name has been given then.
 pub fn load(store: &Store, source: Source<'_>, platform: Option<&Platform>) -> Result<Vec<Loaded>, ImportError> {
     let loaded = read(store, source, platform)?;
+    limit("names", loaded.iter().map(|image| image.names.len()).sum())?;
     for image in &loaded {
         for name in &image.names {
             store.tag(name, &image.target)?;
@@ -164,7 +176,10 @@ pub fn read(store: &Store, source: Source<'_>, platform: Option<&Platform>) -> R
             match (&contents.index, &contents.docker) {
                 // Current docker writes both: the layout has more in it.
                 (Some(index), _) if !index.manifests.is_empty() => from_layout(store, index, &contents, platform),
-                (_, Some(images)) => docker::images(store, images, &contents),
+                (_, Some(images)) => {
+                    limit("images", images.len())?;
+                    docker::images(store, images, &contents)
+                }
                 (Some(_), None) => Err(ImportError::NoImages),
                 (None, None) if contents.has("repositories") => Err(ImportError::TooOld),
                 (None, None) => Err(ImportError::NoImages),
@@ -177,6 +192,10 @@ pub fn read(store: &Store, source: Source<'_>, platform: Option<&Platform>) -> R
             from_layout(store, &index, &Contents::default(), platform)
         }
     }
+}
+
+fn limit(what: &'static str, got: usize) -> Result<(), ImportError> {
+    if got > MAX_IMAGES { Err(ImportError::TooMany { what, got }) } else { Ok(()) }
 }
 
 /// The images that `index.json` lists. Entries for the same image are its names.
