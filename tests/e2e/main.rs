@@ -19,6 +19,7 @@ mod isolation;
 mod isolation_runtime;
 mod load;
 mod network;
+mod outlines;
 mod platforms;
 mod pull;
 mod push;

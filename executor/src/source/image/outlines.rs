@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::PoisonError;
 
-use cache::{LayerInfo, TreeDraft};
+use cache::{LayerInfo, Store, TreeDraft};
 use futures_util::future::try_join_all;
 use oci::layer::{FOOTER_BYTES, Listing, Place, TOC_DIGEST_ANNOTATION, toc_offset};
 use oci::{Descriptor, Digest, ImageRef};
@@ -19,7 +19,8 @@ use solver::{Chain, OpError, Step};
 use tokio_util::sync::CancellationToken;
 
 use super::ImageSource;
-use crate::layer::{NothingBelow, fix_up, unpack};
+use super::fetch::tree_error;
+use crate::layer::{LowerView, NothingBelow, UnpackOptions, fix_up, unpack};
 use crate::source::blocking;
 use crate::view::Below;
 
@@ -67,31 +68,7 @@ impl ImageSource {
             step.status(format!("list of {}", listed.blob.digest), 0, 0, true);
         }
         let (store, options) = (self.store.clone(), self.unpack);
-        let made = blocking(move || {
-            let mut trees: Vec<PathBuf> = Vec::with_capacity(layers.len());
-            let mut drafts: Vec<Option<TreeDraft>> = Vec::with_capacity(layers.len());
-            let mut tars = tars.into_iter();
-            for layer in layers {
-                let tree = match layer {
-                    Ok(tree) => (tree, None),
-                    Err(_) => {
-                        let tar = tars.next().unwrap_or_default();
-                        let draft = store.new_tree()?;
-                        let unpacked =
-                            unpack(tar.as_slice(), &draft.tree(), &options).map_err(super::fetch::tree_error)?;
-                        let fixed = match trees.is_empty() {
-                            true => fix_up(&draft.tree(), &NothingBelow, &unpacked),
-                            false => fix_up(&draft.tree(), &Below::new(trees.clone()), &unpacked),
-                        };
-                        fixed.map_err(super::fetch::tree_error)?;
-                        (draft.tree(), Some(draft))
-                    }
-                };
-                trees.push(tree.0);
-                drafts.push(tree.1);
-            }
-            Ok((trees, drafts))
-        });
+        let made = blocking(move || unpack_all(&store, options, layers, tars));
         let (trees, drafts) = match made.await {
             Ok(made) => made,
             // What a list says may be nonsense that the layer itself is not.
@@ -177,8 +154,36 @@ impl ImageSource {
     }
 }
 
+/// Makes trees of the tars, each over those before it. Those that were made now come with their drafts.
+fn unpack_all(
+    store: &Store,
+    options: UnpackOptions,
+    layers: Vec<Result<PathBuf, Listed>>,
+    tars: Vec<Vec<u8>>,
+) -> Result<(Vec<PathBuf>, Vec<Option<TreeDraft>>), OpError> {
+    let mut trees: Vec<PathBuf> = Vec::with_capacity(layers.len());
+    let mut drafts = Vec::with_capacity(layers.len());
+    let mut tars = tars.into_iter();
+    for layer in layers {
+        if let Ok(tree) = layer {
+            trees.push(tree);
+            drafts.push(None);
+            continue;
+        }
+        let draft = store.new_tree()?;
+        let unpacked =
+            unpack(tars.next().unwrap_or_default().as_slice(), &draft.tree(), &options).map_err(tree_error)?;
+        let below = Below::new(trees.clone());
+        let lower: &dyn LowerView = if trees.is_empty() { &NothingBelow } else { &below };
+        fix_up(&draft.tree(), lower, &unpacked).map_err(tree_error)?;
+        trees.push(draft.tree());
+        drafts.push(Some(draft));
+    }
+    Ok((trees, drafts))
+}
+
 /// Where the list of a layer is, if the layer is not here and has one.
-fn find_list(store: &cache::Store, info: &LayerInfo) -> Result<Option<Listed>, OpError> {
+fn find_list(store: &Store, info: &LayerInfo) -> Result<Option<Listed>, OpError> {
     let Some(diff_id) = info.diff_id.as_ref().filter(|_| !info.has_tar) else { return Ok(None) };
     if !store.find_blobs(diff_id)?.is_empty() {
         return Ok(None);
