@@ -74,7 +74,11 @@ impl Overlay<'_> {
         for &flag in self.flags() {
             ignore_unknown(rustix::mount::fsconfig_set_flag(context.as_fd(), flag))?;
         }
-        rustix::mount::fsconfig_create(context.as_fd())?;
+        // Before Linux 6.5 overlayfs takes any option, and looks at them only now.
+        rustix::mount::fsconfig_create(context.as_fd()).map_err(|errno| match errno {
+            Errno::INVAL => Errno::OPNOTSUPP,
+            errno => errno,
+        })?;
         let attributes = if self.devices { MountAttrFlags::empty() } else { MountAttrFlags::MOUNT_ATTR_NODEV };
         let mount = rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
         rustix::mount::move_mount(mount.as_fd(), "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
