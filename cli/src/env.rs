@@ -96,11 +96,16 @@ pub(crate) fn auth_config() -> Option<(&'static str, String)> {
 /// Podman's credential files, most important first.
 pub(crate) fn auth_files() -> Vec<PathBuf> {
     let named = non_empty("REGISTRY_AUTH_FILE").map(PathBuf::from);
-    let runtime = non_empty("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("containers"));
-    let runtime =
-        runtime.unwrap_or_else(|| PathBuf::from(format!("/run/containers/{}", rustix::process::getuid().as_raw())));
+    let runtime = match non_empty("XDG_RUNTIME_DIR") {
+        Some(dir) => Some(PathBuf::from(dir).join("containers/auth.json")),
+        // In a user namespace the number is not that of the user; what is somebody else's is not asked.
+        None => {
+            let uid = rustix::process::getuid().as_raw();
+            Some(PathBuf::from(format!("/run/containers/{uid}/auth.json"))).filter(|path| path.exists())
+        }
+    };
     let config = config_home().map(|dir| dir.join("containers/auth.json"));
-    [named, Some(runtime.join("auth.json")), config].into_iter().flatten().collect()
+    [named, runtime, config].into_iter().flatten().collect()
 }
 
 /// Where the user's configuration lies.

@@ -22,7 +22,7 @@ use solver::{HttpOp, OpError, Step};
 use tokio::io::AsyncWriteExt as _;
 use tokio_util::sync::CancellationToken;
 
-use super::{SecretLookup, blocking, commit, date, io_error, url};
+use super::{SecretLookup, blocking, commit, io_error, url};
 
 #[cfg(test)]
 mod tests;
@@ -221,7 +221,7 @@ impl HttpSource {
 /// The file's time: `Last-Modified`, else the epoch.
 fn last_modified(response: &Response) -> i64 {
     let header = response.headers().get(LAST_MODIFIED).and_then(|value| value.to_str().ok());
-    header.and_then(date::parse_http_date).unwrap_or(0)
+    header.and_then(oci::time::parse_http_date).unwrap_or(0)
 }
 
 fn check_status(status: StatusCode) -> Result<(), Trouble> {

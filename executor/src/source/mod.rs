@@ -6,7 +6,6 @@
 //! Spec: `spec/engine.md` §4.2, §4.5, §4.6.
 
 pub mod archive;
-mod date;
 pub mod git;
 pub mod http;
 pub mod image;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER,
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, DATE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER,
     WWW_AUTHENTICATE,
 };
 use reqwest::{Method, Response, StatusCode, Url};
@@ -26,6 +26,7 @@ use super::options::jittered;
 use super::scopes::Scopes;
 use super::tls::authority;
 use crate::reference::ImageRef;
+use crate::time::parse_http_date;
 
 /// Most redirects that one request follows.
 const MAX_REDIRECTS: usize = 10;
@@ -91,9 +92,14 @@ impl Reply {
         self.response.headers().get(name)?.to_str().ok()
     }
 
-    /// The pause that the server asks for, in the form of seconds.
+    /// The pause that the server asks for: seconds, or a date, which is compared with the server's own.
     pub(super) fn retry_after(&self) -> Option<Duration> {
-        self.header(RETRY_AFTER)?.trim().parse().ok().map(Duration::from_secs)
+        let text = self.header(RETRY_AFTER)?.trim();
+        if let Ok(seconds) = text.parse() {
+            return Some(Duration::from_secs(seconds));
+        }
+        let (until, now) = (parse_http_date(text)?, parse_http_date(self.header(DATE)?)?);
+        Some(Duration::from_secs(until.saturating_sub(now).try_into().unwrap_or(0)))
     }
 }
 

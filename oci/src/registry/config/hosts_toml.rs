@@ -256,6 +256,13 @@ ca = "/etc/ca.pem"
         assert_eq!(hosts[2].extras.ca_files, [Path::new("/etc/ca.pem")]);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in "(?s)(server|ca|client|\\[host\\.\"|https?://|header|capabilities|[\\[\\]=\",{}/:a-z\n ]){0,24}") {
+            drop(parse(&text, "r.example:5000", Path::new("/")));
+        }
+    }
+
     #[test]
     fn what_makes_no_sense_is_refused() {
         for text in

@@ -244,6 +244,21 @@ pull-from-mirror = "digest-only"
         assert_eq!(check(text, "docker.io", "other/debian"), None);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_prefix_and_location_make_it_panic(
+            prefix in "[*./:a-z0-9-]{0,12}", location in "[*./:a-z0-9-]{0,12}",
+            registry in "[a-z.]{1,6}(:[0-9]{1,3})?", repository in "[a-z/]{1,8}",
+        ) {
+            let text = format!("[[registry]]\nprefix = \"{prefix}\"\nlocation = \"{location}\"\n[[registry.mirror]]\nlocation = \"{location}\"\n");
+            for found in parse(Path::new("/x"), &text).unwrap_or_default() {
+                if matches(&found.entry.prefix, &registry, &format!("{registry}/{repository}")) {
+                    drop(shown(&settings(&found, &registry)));
+                }
+            }
+        }
+    }
+
     #[test]
     fn the_old_lists_are_read() {
         let text = "[registries.insecure]\nregistries = [\"i.example:5000\"]\n[registries.block]\nregistries = [\"b.example\"]\n";

@@ -231,6 +231,20 @@ async fn busy_servers_are_asked_again_when_they_say_so() {
 }
 
 #[tokio::test]
+async fn pauses_may_be_dates_by_the_servers_clock() {
+    let fake = Fake::start().await;
+    fake.add_image("a/b", "latest", b"x");
+    fake.fault("HEAD", "", 1, |_, _| {
+        let answer = Answer::new(503).header("Retry-After", "Sun, 06 Nov 1994 08:49:38 GMT");
+        answer.header("Date", "Sun, 06 Nov 1994 08:49:37 GMT")
+    });
+    let (client, notices) = observed(&client());
+    client.resolve(&reference(fake.host(), "a/b")).await.expect("resolves");
+    let notices = notices.lock().expect("no panic").clone();
+    assert!(notices[0].starts_with("retry in 1s: "), "{notices:?}");
+}
+
+#[tokio::test]
 async fn patience_ends() {
     let fake = Fake::start().await;
     fake.fault("HEAD", "", 99, |_, _| Answer::new(502).body("bad gateway"));
