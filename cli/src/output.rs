@@ -90,6 +90,8 @@ pub(crate) struct ImageOptions {
     pub(crate) rewrite_timestamp: bool,
     /// `SOURCE_DATE_EPOCH` of this output, in place of the build's.
     pub(crate) epoch: Option<i64>,
+    /// The image is identified by its manifest or index, not by its config.
+    pub(crate) prefers_image_digest: bool,
 }
 
 /// How an image goes to registries.
@@ -312,7 +314,10 @@ fn parse(spec: &str, tags: &[ImageRef]) -> Result<Output, Failure> {
 }
 
 /// Attributes of the outputs, for suggestions.
-const ATTRIBUTES: [&str; 17] = [
+const ATTRIBUTES: [&str; 20] = [
+    "attestation-inline",
+    "oci-artifact",
+    "prefer-image-digest",
     "context",
     "dest",
     "name",
@@ -410,16 +415,26 @@ fn image_options(attributes: &mut BTreeMap<String, String>, tags: &[ImageRef]) -
     let annotations: Vec<String> = attributes.keys().filter(|key| is_annotation(key)).cloned().collect();
     let annotations = annotations.into_iter().filter_map(|key| attributes.remove_entry(&key));
     let annotations = Annotations::parse(annotations)?;
+    let docker_types = flag(attributes, "oci-mediatypes")? == Some(false);
+    // They are about attestations, of which a build makes none, and about a format that nobody reads any more.
+    let _has_no_effect = explicit_flag(attributes, "attestation-inline")?;
+    if explicit_flag(attributes, "oci-artifact")? == Some(true) && docker_types {
+        return Err(Failure::usage("oci-artifact=true cannot be used with oci-mediatypes=false"));
+    }
+    for legacy in ["buildinfo", "buildinfo-attrs"] {
+        attributes.remove(legacy);
+    }
     let mut options = ImageOptions {
         names,
         codec: codec(kind.as_deref(), level.as_deref())?,
         force_compression: flag(attributes, "force-compression")?.unwrap_or(false),
-        docker_types: flag(attributes, "oci-mediatypes")? == Some(false),
+        docker_types,
         annotations: Annotations::default(),
         push: None,
         is_unnamed: false,
         rewrite_timestamp: explicit_flag(attributes, "rewrite-timestamp")?.unwrap_or(false),
         epoch: epoch(attributes)?,
+        prefers_image_digest: flag(attributes, "prefer-image-digest")?.unwrap_or(false),
     };
     if options.docker_types && matches!(options.codec, Some(cache::Codec::Estargz { .. })) {
         return Err(Failure::usage("compression=estargz cannot be used with oci-mediatypes=false")
@@ -505,6 +520,12 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
+        match one("type=image,oci-artifact=false,attestation-inline=true,prefer-image-digest=true,buildinfo=1")
+            .expect("image")
+        {
+            Output::Image(options) => assert!(options.prefers_image_digest),
+            other => panic!("{other:?}"),
+        }
         match one("type=image,compression=estargz").expect("image") {
             Output::Image(options) => assert_eq!(options.codec, Some(cache::Codec::Estargz { level: 4 })),
             other => panic!("{other:?}"),
@@ -560,6 +581,8 @@ mod tests {
             "type=tar,dest=x,surprise=1",
             "type=docker,dest=x,context=y",
             "type=oci,dest=x,compression=estargz,oci-mediatypes=false",
+            "type=oci,dest=x,oci-artifact=true,oci-mediatypes=false",
+            "type=oci,dest=x,attestation-inline=maybe",
             "type=oci,dest=x,context=y",
             "type=tar,dest=x,rewrite-timestamp=true",
             "type=image,rewrite-timestamp",

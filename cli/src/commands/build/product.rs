@@ -353,7 +353,7 @@ impl Finished {
     }
 
     fn note(&mut self, built: &BuiltImage, options: &ImageOptions) {
-        self.config_digest = built.config_digest().cloned();
+        self.config_digest = built.config_digest().filter(|_| !options.prefers_image_digest).cloned();
         self.descriptor = Some(built.descriptor());
         for name in options.names.iter().map(ToString::to_string) {
             if !self.names.contains(&name) {
