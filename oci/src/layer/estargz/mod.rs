@@ -332,17 +332,24 @@ mod tests {
             let mut content = String::new();
             member.content.read_to_string(&mut content).unwrap();
             let path = String::from_utf8_lossy(member.entry.path).trim_end_matches('/').to_owned();
-            seen.push((path, member.entry.mode, member.entry.mtime_secs, content));
+            let is_name_of = match member.entry.kind {
+                EntryKind::Hardlink { target } => String::from_utf8_lossy(target).into_owned(),
+                _ => String::new(),
+            };
+            seen.push((path, member.entry.mode, member.entry.mtime_secs, content, is_name_of));
         }
         let time = 1_000_000_000;
         let expected = [
-            ("d", 0o755, 0, ""),
-            ("d/small", 0o644, time, "hello"),
-            ("d/empty", 0o644, time, ""),
-            ("d/big", 0o644, time, ""),
-            ("link", 0, 0, ""),
+            ("d", 0o755, 0, "", ""),
+            ("d/small", 0o644, time, "hello", ""),
+            ("d/empty", 0o644, time, "", ""),
+            ("d/big", 0o644, time, "", "d/empty"),
+            ("link", 0, 0, "", ""),
         ];
-        assert_eq!(seen, expected.map(|(path, mode, time, content)| (path.to_owned(), mode, time, content.to_owned())));
+        let owned = |(path, mode, time, content, is_name_of): (&str, u32, i64, &str, &str)| {
+            (path.to_owned(), mode, time, content.to_owned(), is_name_of.to_owned())
+        };
+        assert_eq!(seen, expected.map(owned));
 
         let other = Digest::of(b"other");
         assert!(matches!(Listing::read(&blob[offset..footer_at], &other), Err(ListingError::OtherList { .. })));

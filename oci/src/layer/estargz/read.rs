@@ -13,6 +13,9 @@ use crate::layer::{Entry, EntryKind, LayerError, LayerReader, ReadLimits, TarWri
 /// The longest list that is read: that of a million files.
 const MOST_TOC_BYTES: u64 = 256 << 20;
 
+/// Names of one file: file systems have a limit, ext4's is 65,000.
+const MOST_NAMES: usize = 30_000;
+
 /// Why a list is not believed.
 #[derive(Debug, thiserror::Error)]
 pub enum ListingError {
@@ -92,18 +95,31 @@ impl Listing {
         })
     }
 
-    /// A tar with all entries of the layer, in which files are empty but for those of `contents`, by their paths.
+    /// A tar with all entries of the layer, in which files are empty but for those of `contents`, by their paths. The empty
+    /// ones are names of a few files: making thousands is most of what unpacking such a tar costs.
     ///
     /// # Errors
     /// An entry that no tar can hold.
     pub fn outline(&self, contents: &BTreeMap<&str, Vec<u8>>) -> Result<Vec<u8>, ListingError> {
         let mut tar = TarWriter::new(Vec::new());
+        let (mut empty, mut n_names) = (None, 0);
         for listed in self.entries.iter().filter(|entry| entry.kind != "chunk") {
             let path = listed.name.trim_start_matches("./").trim_matches('/');
             let content = contents.get(path).map_or(&[][..], Vec::as_slice);
             let (major, minor) = (low(listed.dev_major), low(listed.dev_minor));
             let target = listed.link_name.as_bytes();
             let kind = match listed.kind.as_str() {
+                // A deletion is no file.
+                "reg" if content.is_empty() && !is_whiteout(path) => match empty {
+                    Some(target) if n_names < MOST_NAMES => {
+                        n_names += 1;
+                        EntryKind::Hardlink { target }
+                    }
+                    _ => {
+                        (empty, n_names) = (Some(path.as_bytes()), 1);
+                        EntryKind::Regular { size_bytes: 0 }
+                    }
+                },
                 "reg" => EntryKind::Regular { size_bytes: content.len() as u64 },
                 "dir" => EntryKind::Directory,
                 "symlink" => EntryKind::Symlink { target },
@@ -157,6 +173,10 @@ impl Place {
     pub fn most_bytes(&self) -> u64 {
         self.inner_bytes + self.size_bytes + self.size_bytes / 100 + 1024
     }
+}
+
+fn is_whiteout(path: &str) -> bool {
+    path.rsplit('/').next().is_some_and(|name| name.starts_with(".wh."))
 }
 
 fn low(number: u64) -> u32 {
