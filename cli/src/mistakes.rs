@@ -48,11 +48,12 @@ pub(crate) fn explain(error: &clap::Error, args: &[String]) -> Failure {
     }
 }
 
-/// The name nearest to `word`; `None` when none is near.
+/// The name nearest to `word`, among equals one of its length; `None` when none is near.
 pub(crate) fn nearest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let distances = names.into_iter().map(|name| (strsim::osa_distance(word, name), name));
+    let distances =
+        names.into_iter().map(|name| (strsim::osa_distance(word, name), name.len().abs_diff(word.len()), name));
     let is_near = |distance: usize| distance <= MAX_DISTANCE && distance < word.chars().count();
-    distances.filter(|(distance, _)| is_near(*distance)).min().map(|(_, name)| name)
+    distances.filter(|(distance, ..)| is_near(*distance)).min().map(|(.., name)| name)
 }
 
 /// The command nearest to `word`.

@@ -416,7 +416,7 @@ fn flags() {
         (
             &["-o", "type=oci,dest=x,compression=lzma", "."],
             "unsupported compression type lzma",
-            &["compression is gzip, zstd or uncompressed"],
+            &["compression is gzip, zstd, estargz or uncompressed"],
         ),
         (
             &["--allow", "network", "."],
