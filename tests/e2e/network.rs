@@ -78,7 +78,8 @@ fn a_host_with_that_name_is_the_machine_but_not_its_loopback_interface() {
     need!(Need::Root, Need::Program("busybox"), Need::PrivateNetwork);
     let space = Space::with_busybox();
     let (open, closed) = (service("0.0.0.0"), service("127.0.0.1"));
-    let ask = |port: u16| format!("nc -w 3 $(awk '$2 == \"gw\" {{ print $1 }}' /etc/hosts) {port} < /dev/null");
+    // The other side closes first: an older pasta may lose its end if both close at once, and then nobody would end.
+    let ask = |port: u16| format!("sleep 1 | nc -w 3 $(awk '$2 == \"gw\" {{ print $1 }}' /etc/hosts) {port}");
     let dockerfile = format!("FROM busybox\nRUN {} > /open\nRUN {} > /closed || true\n", ask(open), ask(closed));
     space.build(&dockerfile, &["--add-host=gw:host-gateway", "-t", "app"]);
     assert_eq!(space.run_in("app", &["cat", "/open"]), "hello\n");
