@@ -68,6 +68,11 @@ pub struct ContextIndex {
 
 const VACANT: u32 = u32::MAX;
 
+/// Whether a file is an index as it was written.
+pub(crate) fn is_sound(path: &Path) -> bool {
+    std::fs::read(path).ok().and_then(decode).is_some()
+}
+
 impl ContextIndex {
     /// The index of the context `root_identity` (its canonical path, or anything else that names it).
     ///

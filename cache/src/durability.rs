@@ -149,18 +149,25 @@ pub(crate) fn forget_what_a_power_cut_took(index: &Index) -> Result<()> {
     })
 }
 
-/// Deletes the layers built here that have lost all their forms, and with them their records.
+/// The layers built here that have lost all their forms, as a condition on `layer`.
 ///
 /// A layer of an image may have no form yet: it is known by its diff ID before anything is pulled.
+const IS_FORMLESS: &str = "layer.id >= 'x-' AND layer.id < 'x.' AND layer.has_tree = 0 AND NOT EXISTS (
+     SELECT 1 FROM layer AS twin WHERE twin.diff_id = layer.diff_id AND twin.has_tree
+     UNION ALL SELECT 1 FROM blob WHERE blob.digest = layer.diff_id
+     UNION ALL SELECT 1 FROM variant JOIN blob USING (digest) WHERE variant.diff_id = layer.diff_id
+     UNION ALL SELECT 1 FROM remote WHERE remote.diff_id = layer.diff_id)";
+
+/// Number of the layers built here that have lost all their forms.
+pub(crate) fn formless_layers(conn: &Connection) -> rusqlite::Result<usize> {
+    let n_layers: i64 =
+        conn.query_row(&format!("SELECT count(*) FROM layer WHERE {IS_FORMLESS}"), [], |row| row.get(0))?;
+    Ok(usize::try_from(n_layers).unwrap_or(0))
+}
+
+/// Deletes the layers built here that have lost all their forms, and with them their records; returns how many.
 pub(crate) fn drop_formless_layers(tx: &Connection) -> rusqlite::Result<usize> {
-    tx.execute(
-        "DELETE FROM layer WHERE id >= 'x-' AND id < 'x.' AND has_tree = 0 AND NOT EXISTS (
-             SELECT 1 FROM layer AS twin WHERE twin.diff_id = layer.diff_id AND twin.has_tree
-             UNION ALL SELECT 1 FROM blob WHERE blob.digest = layer.diff_id
-             UNION ALL SELECT 1 FROM variant JOIN blob USING (digest) WHERE variant.diff_id = layer.diff_id
-             UNION ALL SELECT 1 FROM remote WHERE remote.diff_id = layer.diff_id)",
-        [],
-    )
+    tx.execute(&format!("DELETE FROM layer WHERE {IS_FORMLESS}"), [])
 }
 
 /// Files in the buckets of blobs and trees that the index does not know. While somebody commits, that may be about to
@@ -193,7 +200,8 @@ pub(crate) struct Stranger {
 }
 
 impl Stranger {
-    fn is_known(&self, conn: &Connection) -> rusqlite::Result<bool> {
+    /// Whether the index knows it by now.
+    pub(crate) fn is_known(&self, conn: &Connection) -> rusqlite::Result<bool> {
         match (&self.digest, &self.layer) {
             (Some(digest), _) => blobs::is_known(conn, digest),
             (None, Some(id)) => {

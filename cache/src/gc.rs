@@ -130,25 +130,30 @@ impl Store {
     ///
     /// Leftovers of dead processes, and what nothing leads to any more, go first and whatever the limits.
     pub fn prune(&self, filter: &PruneFilter, dry_run: bool) -> Result<Vec<UsageRecord>> {
-        self.apply(std::slice::from_ref(filter), dry_run)
+        self.apply(std::slice::from_ref(filter), dry_run, &|| false)
     }
 
     /// Applies policies in order, unless another process is at it or did so within `interval`.
     ///
-    /// For the end of a build, and for a hard cap during one ([`PruneFilter::hard_cap`]): cheap while no limit is
-    /// exceeded.
-    pub fn collect(&self, policies: &[PruneFilter], interval: Duration) -> Result<Vec<UsageRecord>> {
+    /// For the time beside a build: cheap while no limit is exceeded. `stop` is asked before each removal; what is left
+    /// then goes another time.
+    pub fn collect(
+        &self,
+        policies: &[PruneFilter],
+        interval: Duration,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Vec<UsageRecord>> {
         let Some(_lock) = self.try_lock("collect")? else { return Ok(Vec::new()) };
         if !self.is_due(interval)? {
             return Ok(Vec::new());
         }
-        self.remove_leftovers(&|| false)?;
+        self.remove_leftovers(stop)?;
         let total_bytes = survey::quick_total_bytes(&self.inner)?;
         let disk = self.disk_space()?;
         if policies.iter().all(|policy| policy.target_bytes(total_bytes, disk).is_none()) {
             return Ok(Vec::new());
         }
-        self.apply(policies, false)
+        self.apply(policies, false, stop)
     }
 
     /// Whether the last collection is long enough ago; if so, this is the next one.
@@ -164,11 +169,11 @@ impl Store {
         })
     }
 
-    fn apply(&self, policies: &[PruneFilter], dry_run: bool) -> Result<Vec<UsageRecord>> {
+    fn apply(&self, policies: &[PruneFilter], dry_run: bool, stop: &dyn Fn() -> bool) -> Result<Vec<UsageRecord>> {
         if !dry_run {
             reserve::spend_when_full(&self.inner.layout);
         }
-        let removed = self.apply_to_survey(policies, dry_run);
+        let removed = self.apply_to_survey(policies, dry_run, stop);
         if !dry_run {
             reserve::lay_in(&self.inner.layout);
             self.inner.index.tidy();
@@ -176,7 +181,12 @@ impl Store {
         removed
     }
 
-    fn apply_to_survey(&self, policies: &[PruneFilter], dry_run: bool) -> Result<Vec<UsageRecord>> {
+    fn apply_to_survey(
+        &self,
+        policies: &[PruneFilter],
+        dry_run: bool,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Vec<UsageRecord>> {
         let mut survey = survey::survey(&self.inner)?;
         if survey.is_frozen {
             tracing::info!("a build that started before the index was rebuilt still runs; nothing can be removed");
@@ -186,6 +196,9 @@ impl Store {
         let mut removed = Vec::new();
         for policy in policies {
             for unit in choose(&mut survey, policy, self.disk_space()?) {
+                if stop() {
+                    break;
+                }
                 if remover.remove(&unit)? {
                     removed.push(unit.record);
                 }
@@ -370,6 +383,19 @@ mod tests {
     }
 
     #[test]
+    fn what_a_step_cost_is_known_whichever_of_its_records_is_the_newest() {
+        let (_dir, store) = store();
+        let dear = layer(&store, 1, 400, Duration::from_secs(100));
+        let other = crate::NewRecord { cost: Duration::ZERO, name: String::new(), ..record(11, &dear.id, "") };
+        store.put_record(&other).unwrap();
+        let cheap = layer(&store, 2, 400, Duration::from_secs(1));
+        let records = store.usage().unwrap();
+        assert!(records.iter().any(|record| record.id == dear.id.as_str() && record.description == "RUN step 1"));
+        let total: u64 = records.iter().map(|record| record.size_bytes).sum();
+        assert_eq!(ids(store.prune(&PruneFilter::hard_cap(Some(total - 1), None), false)), [cheap.id.to_string()]);
+    }
+
+    #[test]
     fn keep_duration_filters_and_internal_records_are_respected() {
         let (_dir, store) = store();
         let layer = layer(&store, 1, 1, Duration::from_secs(1));
@@ -431,9 +457,13 @@ mod tests {
         layer(&store, 1, 1, Duration::from_secs(1));
         let all = [EVERYTHING];
         let minute = Duration::from_secs(60);
-        assert_eq!(store.collect(&[PruneFilter::hard_cap(Some(u64::MAX), Some(1))], Duration::ZERO).unwrap(), []);
-        assert_eq!(store.collect(&all, minute).unwrap(), [], "another collection was just now");
-        assert_eq!(store.collect(&all, Duration::ZERO).unwrap().len(), 1);
+        assert_eq!(
+            store.collect(&[PruneFilter::hard_cap(Some(u64::MAX), Some(1))], Duration::ZERO, &|| false).unwrap(),
+            []
+        );
+        assert_eq!(store.collect(&all, minute, &|| false).unwrap(), [], "another collection was just now");
+        assert_eq!(store.collect(&all, Duration::ZERO, &|| true).unwrap(), [], "stopped");
+        assert_eq!(store.collect(&all, Duration::ZERO, &|| false).unwrap().len(), 1);
     }
 
     #[test]

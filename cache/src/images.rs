@@ -211,6 +211,14 @@ pub(crate) fn drop_broken_files(
     Ok(n_dropped)
 }
 
+/// Number of files that are no images.
+pub(crate) fn n_broken_files(layout: &Layout) -> Result<usize> {
+    let dir = layout.bucket(Bucket::Images);
+    let entries = std::fs::read_dir(&dir).during("list", &dir)?.flatten();
+    let is_broken = |path: &Path| std::fs::read(path).is_ok_and(|bytes| parse_image(&bytes).is_none());
+    Ok(entries.filter(|entry| is_broken(&entry.path())).count())
+}
+
 fn remove_if_there(path: &Path) -> Result<bool> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
@@ -266,7 +274,8 @@ fn keep_document(layout: &Layout, target: &Descriptor, kept: &mut Kept) {
     }
 }
 
-fn read_document<T: serde::de::DeserializeOwned>(layout: &Layout, digest: &Digest) -> Option<T> {
+/// A document of an image, not verified; `None` when it is missing or is none.
+pub(crate) fn read_document<T: serde::de::DeserializeOwned>(layout: &Layout, digest: &Digest) -> Option<T> {
     let path = layout.blob(digest);
     if std::fs::metadata(&path).ok()?.len() > MAX_DOCUMENT_BYTES {
         return None;

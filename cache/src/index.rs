@@ -130,14 +130,15 @@ impl Index {
         }
     }
 
+    /// Reads the whole database; whether it is unsound.
+    pub(crate) fn is_corrupt(&self) -> bool {
+        is_unsound(&self.lock().conn)
+    }
+
     /// Reads the whole database and replaces it if it is not sound. `true` when it was replaced.
     pub(crate) fn replace_if_corrupt(&self) -> Result<bool> {
         let mut open = self.lock();
-        let verdict: rusqlite::Result<String> = open.conn.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0));
-        let is_corrupt = match verdict {
-            Ok(verdict) => verdict != "ok",
-            Err(error) => is_corrupt(&Fault::Sql(error)),
-        };
+        let is_corrupt = is_unsound(&open.conn);
         if is_corrupt {
             *open = supersede(&self.layout, &self.boot, self.on_network, open.generation)?;
         }
@@ -172,6 +173,16 @@ impl Index {
             other => other,
         }
         .map_err(|fault| fault.during(operation))
+    }
+}
+
+/// Whether a database is corrupt, or has rows that refer to others that are gone.
+fn is_unsound(conn: &Connection) -> bool {
+    let verdict: rusqlite::Result<String> = conn.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0));
+    let orphans = || conn.prepare("PRAGMA foreign_key_check").and_then(|mut select| select.exists([]));
+    match verdict.and_then(|verdict| Ok(verdict != "ok" || orphans()?)) {
+        Ok(is_unsound) => is_unsound,
+        Err(error) => is_corrupt(&Fault::Sql(error)),
     }
 }
 

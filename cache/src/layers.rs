@@ -220,15 +220,17 @@ struct KnownTree {
     is_built: bool,
 }
 
-struct NewLayer<'a> {
-    id: &'a LayerId,
-    content: ContentDigest,
-    diff_id: Option<&'a DiffId>,
-    tar_bytes: Option<u64>,
-    epoch: i64,
+/// A row of the `layer` table that is to be made.
+pub(crate) struct NewLayer<'a> {
+    pub(crate) id: &'a LayerId,
+    pub(crate) content: ContentDigest,
+    pub(crate) diff_id: Option<&'a DiffId>,
+    pub(crate) tar_bytes: Option<u64>,
+    pub(crate) epoch: i64,
 }
 
-fn insert(tx: &Transaction, new: &NewLayer<'_>) -> Result<i64, Fault> {
+/// Makes a row; its number.
+pub(crate) fn insert(tx: &Transaction, new: &NewLayer<'_>) -> Result<i64, Fault> {
     let sql = "INSERT INTO layer(n, id, content, diff_id, tar_bytes, epoch, created_at, used_at, uses)
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, 1)";
     let n = schema::new_number(tx)?;
@@ -329,6 +331,36 @@ impl LayerRow {
             created_at: self.created_at,
         })
     }
+}
+
+/// A tree of the layers with that diff ID, and whose it is: one that was built here, if there is one.
+pub(crate) fn any_tree(
+    conn: &Connection,
+    layout: &Layout,
+    diff_id: &DiffId,
+) -> rusqlite::Result<Option<(LayerId, PathBuf)>> {
+    let sql = "SELECT id FROM layer WHERE diff_id = ?1 AND has_tree ORDER BY id DESC";
+    let mut select = conn.prepare_cached(sql)?;
+    let names = select.query_map([diff_id.digest().as_bytes()], |row| row.get::<_, String>(0))?;
+    for name in names {
+        let Some(id) = LayerId::from_name(&name?) else { continue };
+        let tree = layout.tree(&id);
+        if tree.is_dir() {
+            return Ok(Some((id, tree)));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether the layer with that diff ID is here in some form, or where to fetch it from is known.
+pub(crate) fn is_to_be_had(conn: &Connection, layout: &Layout, diff_id: &DiffId) -> rusqlite::Result<bool> {
+    let digest = diff_id.digest();
+    if any_tree(conn, layout, diff_id)?.is_some() || (blobs::is_known(conn, digest)? && layout.blob(digest).is_file()) {
+        return Ok(true);
+    }
+    let sql = "SELECT 1 FROM remote WHERE diff_id = ?1
+               UNION ALL SELECT 1 FROM variant JOIN blob USING (digest) WHERE variant.diff_id = ?1";
+    conn.prepare_cached(sql)?.exists([digest.as_bytes()])
 }
 
 impl LayerFile {

@@ -26,6 +26,11 @@ pub enum Bucket {
     Mounts,
     /// `contexts-v1/<digest of the root's identity>.idx`: what the files of one local context contained last time.
     Contexts,
+    /// `file-lists-v1/<selection digest>`: which files a copy or mount took, for explanations. Format:
+    /// `docs/formats/file-list-v1.md`.
+    FileLists,
+    /// `builds-v1/<milliseconds>-<id>-<subject>.json`: what the last builds did. Format: `docs/formats/build-record-v1.md`.
+    Builds,
     /// `locks-v1/<digest of the name>`: empty files that are flocked while something is worked on.
     Locks,
     /// `tmp-v1/<session>-…` and `tmp-v1/<session>.lock`: drafts, scratch and trash of one running process. The lock
@@ -43,13 +48,15 @@ pub enum Bucket {
 
 impl Bucket {
     /// All of them.
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::Blobs,
         Self::Trees,
         Self::Images,
         Self::Pushes,
         Self::Mounts,
         Self::Contexts,
+        Self::FileLists,
+        Self::Builds,
         Self::Locks,
         Self::Temporary,
         Self::Index,
@@ -59,13 +66,15 @@ impl Bucket {
     ];
 
     /// The buckets that are directories, made when a store is opened.
-    pub(crate) const DIRECTORIES: [Self; 9] = [
+    pub(crate) const DIRECTORIES: [Self; 11] = [
         Self::Blobs,
         Self::Trees,
         Self::Images,
         Self::Pushes,
         Self::Mounts,
         Self::Contexts,
+        Self::FileLists,
+        Self::Builds,
         Self::Locks,
         Self::Temporary,
         Self::Index,
@@ -80,6 +89,8 @@ impl Bucket {
             Self::Pushes => "pushes-v1",
             Self::Mounts => "mounts-v1",
             Self::Contexts => "contexts-v1",
+            Self::FileLists => "file-lists-v1",
+            Self::Builds => "builds-v1",
             Self::Locks => "locks-v1",
             Self::Temporary => "tmp-v1",
             Self::Index => "index-v1",

@@ -6,15 +6,21 @@
 #![forbid(unsafe_code)]
 
 mod blobs;
+mod builds;
 mod bulk;
+mod cap;
 mod check;
 mod context_index;
 mod durability;
 mod error;
+mod evictions;
+mod explanations;
+mod file_list;
 mod filter;
 mod gc;
 mod id;
 mod images;
+mod imported;
 mod index;
 mod layers;
 mod layout;
@@ -25,6 +31,7 @@ mod model;
 mod mounts;
 mod rebuild;
 mod records;
+pub mod remote;
 mod removal;
 mod reserve;
 mod resolutions;
@@ -40,10 +47,14 @@ mod usage;
 mod variants;
 
 pub use blobs::BlobWriter;
+pub use builds::BuildName;
 pub use bulk::{BulkFile, BulkReader};
-pub use check::{CheckReport, Problem};
+pub use cap::{Exceeded, SpaceLimits, SpaceWatch};
+pub use check::{CheckMode, CheckOptions, CheckPart, CheckReport, Finding, Problem, TreeDigest};
 pub use context_index::{ContextEntry, ContextIndex, StatKey};
 pub use error::{Result, StoreError};
+pub use explanations::Explanation;
+pub use file_list::{FileList, FileListWriter, ListShape, ListedFile};
 pub use filter::{FilterError, UsageFilter, parse_duration};
 pub use gc::{DiskSpace, PruneFilter};
 pub use id::{ContentDigest, Key, Layer, LayerId};

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
+use crate::check::{CheckMode, CheckOptions};
 use crate::durability::BootId;
 use crate::gc::PruneFilter;
 use crate::id::Key;
@@ -135,7 +136,10 @@ impl World {
             }
             Operation::PowerCut => self.power_cut(),
             Operation::Check { handle } => {
-                assert_eq!(self.handles[handle].0.check().unwrap().problems, []);
+                assert_eq!(
+                    self.handles[handle].0.check(&CheckOptions::silent(CheckMode::Repair)).unwrap().findings,
+                    []
+                );
             }
         }
     }

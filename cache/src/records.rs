@@ -5,6 +5,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 use crate::error::{Fault, Result, StoreError};
+use crate::explanations::{self, Explanation};
 use crate::id::{Key, LayerId};
 use crate::layers::{LAYER_COLUMNS, LayerInfo, LayerRow};
 use crate::layout::Layout;
@@ -19,8 +20,6 @@ pub struct Record {
     pub key: Key,
     /// The result.
     pub layer: LayerInfo,
-    /// The ingredients of the key as JSON, for explanations.
-    pub ingredients: String,
     /// Display name of the step that made it.
     pub name: String,
     /// Which place in which Dockerfile asked for it: equal for the same step of successive builds.
@@ -40,8 +39,8 @@ pub struct NewRecord {
     pub key: Key,
     /// The result; must be committed already.
     pub layer: LayerId,
-    /// The ingredients of the key as JSON.
-    pub ingredients: String,
+    /// What the key was made from; nothing for a further key of a result.
+    pub explanation: Option<Explanation>,
     /// Display name of the step.
     pub name: String,
     /// See [`Record::slot`].
@@ -112,6 +111,16 @@ impl Store {
         Ok(found.map(|found| found.record))
     }
 
+    /// The newest key under which a step in `slot` has given `layer`; `None` when nothing leads there.
+    pub fn key_of_result(&self, slot: &str, layer: &LayerId) -> Result<Option<Key>> {
+        self.inner.index.read("find the key of a result", |conn| {
+            let sql = "SELECT record.key FROM record JOIN layer ON layer.n = record.layer
+                WHERE record.slot = ?1 AND layer.id = ?2 ORDER BY record.n DESC LIMIT 1";
+            let mut select = conn.prepare_cached(sql)?;
+            Ok(select.query_row((slot, layer.as_str()), |row| Ok(Key(row.get(0)?))).optional()?)
+        })
+    }
+
     /// `false` when a collector was quicker.
     fn note_use(&self, found: &Found) -> Result<bool> {
         let is_there = self.inner.index.write("note the use of a record", |tx| {
@@ -143,7 +152,9 @@ fn put(tx: &Transaction, record: &NewRecord) -> Result<i64, Fault> {
     let n = schema::new_number(tx)?;
     let cost_ms = i64::try_from(record.cost.as_millis()).unwrap_or(i64::MAX);
     tx.prepare_cached(sql)?.execute((n, record.key.0, n_layer, &record.slot, &record.name, cost_ms, now()))?;
-    tx.prepare_cached("INSERT INTO ingredients(record, json) VALUES (?1, ?2)")?.execute((n, &record.ingredients))?;
+    if let Some(explanation) = &record.explanation {
+        explanations::put(tx, n, explanation)?;
+    }
     Ok(n_layer)
 }
 
@@ -157,8 +168,8 @@ fn find(
 ) -> Result<Option<Found>, Fault> {
     let sql = format!(
         "SELECT {LAYER_COLUMNS}, record.key, record.name, record.slot, record.cost_ms, record.created_at,
-             record.used_at, record.n, ingredients.json
-         FROM record JOIN layer ON layer.n = record.layer JOIN ingredients ON ingredients.record = record.n
+             record.used_at, record.n
+         FROM record JOIN layer ON layer.n = record.layer
          WHERE {condition}"
     );
     let read = |row: &Row<'_>| {
@@ -171,7 +182,6 @@ fn find(
             cost: Duration::from_millis(row.get::<_, i64>(10)?.cast_unsigned()),
             created_at: row.get(11)?,
             last_used_at: row.get(12)?,
-            ingredients: row.get(14)?,
         };
         Ok((layer, Found { n: row.get(13)?, record, users: Vec::new() }))
     };
@@ -234,7 +244,7 @@ mod tests {
         let new = record(1, &layer.id, "slot");
         store.put_record(&new).unwrap();
         let got = store.find_record(&Key([1; 32])).unwrap().unwrap();
-        assert_eq!((got.key, got.layer.layer, got.ingredients), (new.key, layer, new.ingredients));
+        assert_eq!((got.key, got.layer.layer), (new.key, layer));
         assert_eq!((got.name, got.slot, got.cost), (new.name, new.slot, new.cost));
         assert!(store.find_record(&Key([2; 32])).unwrap().is_none());
         check(&store);
@@ -249,6 +259,8 @@ mod tests {
         }
         assert_eq!(store.latest_of_slot("slot").unwrap().unwrap().key, Key([1; 32]));
         assert!(store.latest_of_slot("other").unwrap().is_none());
+        assert_eq!(store.key_of_result("slot", &layer.id).unwrap(), Some(Key([1; 32])));
+        assert_eq!(store.key_of_result("other", &layer.id).unwrap(), None);
         check(&store);
     }
 

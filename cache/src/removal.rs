@@ -17,7 +17,7 @@ use crate::mounts::Slot;
 use crate::scratch::remove_tree;
 use crate::store::Inner;
 use crate::survey::{Target, Unit};
-use crate::{durability, session};
+use crate::{durability, explanations, session};
 
 /// So many units go before whoever waits to name an image has a turn.
 const UNITS_PER_TURN: usize = 32;
@@ -83,7 +83,7 @@ impl<'a> Remover<'a> {
                      AND diff_id NOT IN (SELECT diff_id FROM layer WHERE diff_id NOT NULL)",
                 [],
             )?;
-            Ok(())
+            Ok(explanations::forget_unused_stacks(tx)?)
         })
     }
 

@@ -1,4 +1,4 @@
-//! What references named when a registry was last asked.
+//! What registries and other servers said when they were last asked, for builds without a network.
 
 use oci::{Descriptor, ImageRef};
 use rusqlite::OptionalExtension as _;
@@ -31,6 +31,31 @@ impl Store {
         // An unreadable one counts as unknown.
         Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
     }
+
+    /// Notes what a server answered to a question: which file a URL stands for, which commit a ref of a repository names.
+    /// The question itself is not kept.
+    pub fn remember_answer(&self, question: &str, answer: &str) -> Result<()> {
+        if self.last_answer(question)?.as_deref() == Some(answer) {
+            return Ok(());
+        }
+        self.inner.index.write("note what a server said", |tx| {
+            let sql = "INSERT OR REPLACE INTO answer(question, answer) VALUES (?1, ?2)";
+            tx.prepare_cached(sql)?.execute((question_digest(question), answer))?;
+            Ok(())
+        })
+    }
+
+    /// The answer that was last given to a question.
+    pub fn last_answer(&self, question: &str) -> Result<Option<String>> {
+        self.inner.index.read("find what a server said", |conn| {
+            let mut select = conn.prepare_cached("SELECT answer FROM answer WHERE question = ?1")?;
+            Ok(select.query_row([question_digest(question)], |row| row.get(0)).optional()?)
+        })
+    }
+}
+
+fn question_digest(question: &str) -> [u8; 32] {
+    *blake3::hash(question.as_bytes()).as_bytes()
 }
 
 #[cfg(test)]
@@ -54,5 +79,16 @@ mod tests {
         assert_eq!(store.find_resolution(&other).unwrap(), None);
         assert!(store.images().unwrap().is_empty());
         check(&store);
+    }
+
+    #[test]
+    fn answers_are_those_to_the_same_question() {
+        let (_dir, store) = store();
+        assert_eq!(store.last_answer("url a").unwrap(), None);
+        for answer in ["1", "2", "2"] {
+            store.remember_answer("url a", answer).unwrap();
+            assert_eq!(store.last_answer("url a").unwrap().as_deref(), Some(answer));
+        }
+        assert_eq!(store.last_answer("url b").unwrap(), None);
     }
 }

@@ -10,7 +10,7 @@ use crate::durability::BootId;
 ///
 /// A database with a *higher* version than this list is long is used as it is: changes that an older program could not
 /// live with get a new bucket instead ([`crate::Bucket::Index`]).
-pub(crate) const MIGRATIONS: [&str; 3] = ["
+pub(crate) const MIGRATIONS: [&str; 6] = ["
 CREATE TABLE meta(name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 
 -- `id` is the public name.
@@ -114,6 +114,31 @@ CREATE TABLE resolution(reference TEXT PRIMARY KEY, descriptor TEXT NOT NULL) WI
 ", "
 -- The last `n` given to a layer, a record or a blob: see `new_number`.
 INSERT INTO meta(name, value) VALUES ('number', 0);
+", "
+-- See `explanations`: the layers that a step stands on, once for all steps. Lists of older programs hold them in `json`.
+CREATE TABLE stack(name BLOB PRIMARY KEY, below BLOB, content BLOB NOT NULL) WITHOUT ROWID;
+ALTER TABLE ingredients ADD COLUMN stack BLOB;
+ALTER TABLE ingredients ADD COLUMN base_layers INTEGER NOT NULL DEFAULT 0;
+", "
+-- Which records went together with their layers, and when; only the last 4096 are kept. Replacing a record is no eviction:
+-- its layer is still there.
+CREATE TABLE evicted(
+    n INTEGER PRIMARY KEY AUTOINCREMENT,
+    slot TEXT NOT NULL,
+    key BLOB NOT NULL,
+    at INTEGER NOT NULL
+);
+CREATE INDEX evicted_by_slot ON evicted(slot);
+CREATE INDEX evicted_by_key ON evicted(key);
+CREATE TRIGGER layer_evicted BEFORE DELETE ON layer BEGIN
+    INSERT INTO evicted(slot, key, at) SELECT slot, key, unixepoch() FROM record WHERE layer = old.n AND slot <> '';
+END;
+CREATE TRIGGER evicted_bounded AFTER INSERT ON evicted BEGIN
+    DELETE FROM evicted WHERE n <= new.n - 4096;
+END;
+", "
+-- What a server that is no registry said last; the question is a digest, as there may be passwords in URLs.
+CREATE TABLE answer(question BLOB PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID;
 "];
 
 /// The tables that must be there, as a database that has lost one is as good as none.

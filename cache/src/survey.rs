@@ -158,6 +158,11 @@ pub(crate) fn quick_total_bytes(inner: &Inner) -> Result<u64> {
     if unmeasured {
         return Ok(survey(inner)?.total_bytes());
     }
+    known_total_bytes(inner)
+}
+
+/// What the store occupies as far as it has been measured: a lower bound, without a look at any file.
+pub(crate) fn known_total_bytes(inner: &Inner) -> Result<u64> {
     let total: i64 = inner.index.read("add up sizes", |conn| {
         let sql = "SELECT (SELECT total(tree_bytes) FROM layer) + (SELECT total(disk_bytes) FROM blob)
                        + (SELECT total(disk_bytes) FROM mount)";
@@ -224,8 +229,10 @@ fn read_blobs(conn: &Connection) -> rusqlite::Result<Vec<BlobFacts>> {
 }
 
 fn read_records(conn: &Connection) -> rusqlite::Result<HashMap<i64, RecordFacts>> {
-    // SQLite takes the bare columns from the row that has the maximum.
-    let mut select = conn.prepare("SELECT layer, name, cost_ms, max(n) FROM record GROUP BY layer")?;
+    // A step has several keys, and only the record of one of them says what the step is and what it cost. SQLite takes the
+    // bare columns from the row that has the maximum.
+    let sql = "SELECT layer, name, cost_ms, max(2 * cost_ms + (name <> '')) FROM record GROUP BY layer";
+    let mut select = conn.prepare(sql)?;
     let rows = select.query_map([], |row| {
         let cost_ms = row.get::<_, i64>(2)?.cast_unsigned();
         Ok((row.get(0)?, RecordFacts { name: row.get(1)?, cost_ms }))
@@ -524,7 +531,17 @@ fn housekeeping(inner: &Inner) -> Unit {
     let mut unit =
         path_unit(&layout.bucket(Bucket::Index), UsageKind::Internal, "index of the store", Target::Housekeeping);
     let superseded: u64 = inner.index.superseded().iter().map(|path| disk_bytes(path)).sum();
-    let whole = [Bucket::Images, Bucket::Locks, Bucket::Durable, Bucket::Reserve].map(|bucket| layout.bucket(bucket));
+    let whole = [
+        Bucket::Images,
+        Bucket::Pushes,
+        Bucket::Locks,
+        Bucket::Durable,
+        Bucket::Style,
+        Bucket::Reserve,
+        Bucket::FileLists,
+        Bucket::Builds,
+    ];
+    let whole = whole.map(|bucket| layout.bucket(bucket));
     let buckets = [Bucket::Blobs, Bucket::Trees, Bucket::Mounts, Bucket::Contexts, Bucket::Temporary];
     let mut inodes = buckets.map(|bucket| layout.bucket(bucket)).to_vec();
     inodes.extend([layout.root().to_owned(), layout.blobs().to_owned()]);

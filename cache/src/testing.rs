@@ -40,7 +40,7 @@ pub(crate) fn record(key: u8, layer: &LayerId, slot: &str) -> NewRecord {
     NewRecord {
         key: Key([key; 32]),
         layer: layer.clone(),
-        ingredients: format!(r#"{{"key":{key}}}"#),
+        explanation: None,
         name: format!("RUN step {key}"),
         slot: slot.to_owned(),
         cost: Duration::from_millis(u64::from(key)),

@@ -47,6 +47,12 @@ impl Codec {
     }
 }
 
+/// Whether a text is the name of a compression of ours, as [`Codec::name`] writes them now.
+pub(crate) fn is_codec_name(text: &str) -> bool {
+    let levels = (0..=9).map(|level| Codec::Gzip { level }).chain((1..=22).map(|level| Codec::Zstd { level }));
+    levels.map(Codec::name).any(|name| name == text)
+}
+
 /// The codec name of blobs that somebody else compressed.
 const FOREIGN: &str = "foreign";
 
@@ -200,7 +206,12 @@ fn find_piece(conn: &Connection, raw: &[u8; 32], codec: &str) -> Result<Option<(
 }
 
 /// Notes a variant; one of the same codec that had other bytes is forgotten, foreign ones add up.
-fn insert_variant(conn: &Connection, diff_id: &DiffId, codec: &str, descriptor: &Descriptor) -> rusqlite::Result<()> {
+pub(crate) fn insert_variant(
+    conn: &Connection,
+    diff_id: &DiffId,
+    codec: &str,
+    descriptor: &Descriptor,
+) -> rusqlite::Result<()> {
     let (diff_id, digest) = (diff_id.digest().as_bytes(), descriptor.digest.as_bytes());
     if codec != FOREIGN {
         let sql = "DELETE FROM variant WHERE diff_id = ?1 AND codec = ?2 AND digest <> ?3";
@@ -219,7 +230,7 @@ pub(crate) fn insert_found(conn: &Connection, diff_id: &DiffId, descriptor: &Des
     Ok(())
 }
 
-fn descriptor_json(descriptor: &Descriptor) -> String {
+pub(crate) fn descriptor_json(descriptor: &Descriptor) -> String {
     serde_json::to_string(descriptor).expect("a descriptor has string keys and no failing serialisers")
 }
 

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cache::{ContentDigest, Key, NewRecord, Problem, PruneFilter, Sharing, Store};
+use cache::{
+    CheckMode, CheckOptions, ContentDigest, Explanation, Key, NewRecord, Problem, PruneFilter, Sharing, Store,
+};
 use oci::{Descriptor, DiffId, Digest, media_type};
 
 const STORE: &str = "RBUILD_WORKER_STORE";
@@ -122,7 +124,7 @@ fn run(store: &Store, key: u64) -> std::path::PathBuf {
     let record = NewRecord {
         key: Key([key as u8; 32]),
         layer: info.layer.id,
-        ingredients: "{}".to_owned(),
+        explanation: Some(Explanation { ingredients: "[]".to_owned(), ..Explanation::default() }),
         name: format!("RUN {key}"),
         slot: "slot".to_owned(),
         cost: Duration::from_millis(key),
@@ -153,7 +155,7 @@ fn many_processes_share_one_store() {
     }
     let store = Store::open(&path).unwrap();
     assert_sound(&store);
-    assert_eq!(store.check().unwrap().problems, []);
+    assert_eq!(store.check(&CheckOptions::silent(CheckMode::Repair)).unwrap().findings, []);
     let everything = PruneFilter { all: true, ..PruneFilter::default() };
     for image in store.images().unwrap() {
         match image.reference {
@@ -183,7 +185,8 @@ fn a_killed_process_leaves_a_store_that_works() {
         }
         let store = Store::open(&path).unwrap();
         store.remove_leftovers(&|| false).unwrap();
-        let problems = store.check().unwrap().problems;
+        let findings = store.check(&CheckOptions::silent(CheckMode::Repair)).unwrap().findings;
+        let problems: Vec<_> = findings.into_iter().map(|finding| finding.problem).collect();
         let is_torn =
             |problem: &&Problem| matches!(problem, Problem::CorruptBlob(_) | Problem::BrokenImages(_) | Problem::Index);
         assert_eq!(problems.iter().find(is_torn), None, "{problems:?}");

@@ -1,6 +1,8 @@
 //! The command line as typed: flags and their help, nothing checked beyond syntax. [`crate::request`] checks.
 
+mod explain;
 mod images;
+mod store;
 
 use std::path::PathBuf;
 
@@ -9,7 +11,9 @@ use executor::cdi::{Catalog, DIRECTORIES};
 use executor::sandbox::Confinement;
 use executor::sandbox::probe::TierFact;
 
+pub(crate) use explain::*;
 pub(crate) use images::*;
+pub(crate) use store::*;
 
 /// Build OCI images from Dockerfiles, without a daemon
 #[derive(Parser, Debug)]
@@ -107,6 +111,15 @@ pub(crate) enum Command {
     },
     /// Show what differs between two images
     Diff(DiffArgs),
+    /// Say why steps of a build were performed, and what changed
+    Explain(ExplainArgs),
+    /// List the last builds
+    Builds(BuildsArgs),
+    /// Look at build contexts
+    Context {
+        #[command(subcommand)]
+        command: ContextCommand,
+    },
     /// Build twice, from nothing but the base images, and show what came out differently
     Repro(ReproArgs),
     /// Combine images of several platforms, built apart, into one
@@ -123,6 +136,11 @@ pub(crate) enum Command {
     Du(DuArgs),
     /// Remove build cache
     Prune(PruneArgs),
+    /// Look after the store
+    Store {
+        #[command(subcommand)]
+        command: StoreCommand,
+    },
     /// Say what this machine offers for builds, and what is missing
     Doctor(DoctorArgs),
     /// Print a completion script for a shell
@@ -144,6 +162,8 @@ pub(crate) struct BuildArgs {
     #[arg(value_name = "PATH|URL|-")]
     pub(crate) context: String,
 
+    #[command(flatten)]
+    pub(crate) space: SpaceArgs,
     /// Name of the image: `app:1.0` (repeatable)
     #[arg(short = 't', long = "tag", value_name = "NAME", action = ArgAction::Append)]
     pub(crate) tags: Vec<String>,
@@ -189,6 +209,14 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) metadata_file: Option<PathBuf>,
 
+    /// Take results of steps from a cache elsewhere: `REF`, `type=registry,ref=REF`, `type=local,src=DIR`
+    /// (repeatable); `REF` may be an image made with `--cache-to type=inline`
+    #[arg(long, value_name = "CACHE", action = ArgAction::Append)]
+    pub(crate) cache_from: Vec<String>,
+    /// Give results of steps to a cache elsewhere: `REF`, `type=registry,ref=REF,mode=max`, `type=local,dest=DIR`,
+    /// `type=inline` (repeatable)
+    #[arg(long, value_name = "CACHE", action = ArgAction::Append)]
+    pub(crate) cache_to: Vec<String>,
     /// Ignore the cache in all stages
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
         value_parser = boolean, hide_default_value = true, hide_possible_values = true)]
@@ -296,12 +324,6 @@ pub(crate) struct InactiveArgs {
     /// Accepted for scripts; rbuild has no builders
     #[arg(long, hide = true, env = "BUILDX_BUILDER")]
     pub(crate) builder: Option<String>,
-    /// Cache imports
-    #[arg(long, hide = true, action = ArgAction::Append)]
-    pub(crate) cache_from: Vec<String>,
-    /// Cache exports
-    #[arg(long, hide = true, action = ArgAction::Append)]
-    pub(crate) cache_to: Vec<String>,
     /// Attestations
     #[arg(long, hide = true, action = ArgAction::Append)]
     pub(crate) attest: Vec<String>,
@@ -398,6 +420,8 @@ pub(crate) struct PushArgs {
 /// `rbuild pull`.
 #[derive(Args, Debug)]
 pub(crate) struct PullArgs {
+    #[command(flatten)]
+    pub(crate) space: SpaceArgs,
     /// Platform of the image [default: this machine's]
     #[arg(long, value_name = "OS/ARCH")]
     pub(crate) platform: Option<String>,
@@ -435,20 +459,6 @@ pub(crate) struct LogoutArgs {
     pub(crate) server: Option<String>,
 }
 
-/// `rbuild du`.
-#[derive(Args, Debug)]
-pub(crate) struct DuArgs {
-    /// Only records that match: `type=regular`, `inuse=true`, `id=…` (repeatable)
-    #[arg(long = "filter", value_name = "FILTER", action = ArgAction::Append)]
-    pub(crate) filters: Vec<String>,
-    /// All facts about each record
-    #[arg(long)]
-    pub(crate) verbose: bool,
-    /// `table` or `json` (one object a line)
-    #[arg(long, default_value = "table", value_parser = ["table", "json"])]
-    pub(crate) format: String,
-}
-
 /// `rbuild doctor`.
 #[derive(Args, Debug)]
 pub(crate) struct DoctorArgs {
@@ -458,29 +468,6 @@ pub(crate) struct DoctorArgs {
     /// `table` or `json`
     #[arg(long, default_value = "table", value_parser = ["table", "json"])]
     pub(crate) format: String,
-}
-
-/// `rbuild prune`.
-#[derive(Args, Debug)]
-pub(crate) struct PruneArgs {
-    /// Also what images and recent builds use
-    #[arg(short, long)]
-    pub(crate) all: bool,
-    /// Do not ask
-    #[arg(short, long)]
-    pub(crate) force: bool,
-    /// Only records that match: `until=24h`, `type=exec.cachemount` (repeatable)
-    #[arg(long = "filter", value_name = "FILTER", action = ArgAction::Append)]
-    pub(crate) filters: Vec<String>,
-    /// Keep this much
-    #[arg(long, visible_alias = "reserved-space", value_name = "BYTES")]
-    pub(crate) keep_storage: Option<String>,
-    /// Remove until no more than this is used
-    #[arg(long, value_name = "BYTES")]
-    pub(crate) max_used_space: Option<String>,
-    /// Remove until this much of the disk is free
-    #[arg(long, value_name = "BYTES")]
-    pub(crate) min_free_space: Option<String>,
 }
 
 /// Booleans as Go's `strconv.ParseBool` takes them.

@@ -5,6 +5,8 @@
 //! | `RBUILD_STORE` | directory of the store |
 //! | `RBUILD_ISOLATION` | `--isolation` when it is not given |
 //! | `RBUILD_CDI_SPEC_DIRS` | directories of `--cdi-spec-dir`, with `:` between, when it is not given |
+//! | `RBUILD_MAX_SIZE`, `RBUILD_MIN_FREE` | `--max-size` and `--min-free` when they are not given |
+//! | `RBUILD_GC` | `false`: builds without such limits collect no garbage |
 //! | `XDG_DATA_HOME`, `HOME` | where the store lies by default for ordinary users |
 //! | `BUILDKIT_PROGRESS` | progress mode when `--progress` is not given |
 //! | `NO_COLOR` | no colours when not empty |
@@ -51,6 +53,11 @@ pub(crate) fn non_empty(name: &str) -> Option<String> {
 /// The store that the environment names.
 pub(crate) fn named_store() -> Option<PathBuf> {
     non_empty("RBUILD_STORE").map(PathBuf::from)
+}
+
+/// Whether builds without limits collect garbage.
+pub(crate) fn collects() -> bool {
+    non_empty("RBUILD_GC").is_none_or(|text| crate::args::boolean(&text) != Ok(false))
 }
 
 /// Where the store lies when nobody names one.

@@ -4,6 +4,8 @@
 use solver::plan::Culprit;
 use solver::{Location, OpError, Tier};
 
+use crate::report::advice_on_room;
+
 /// Exit codes.
 pub(crate) mod exit {
     /// The command line is wrong.
@@ -79,6 +81,17 @@ impl Failure {
             Self::Exit(_) => {}
         }
         self
+    }
+
+    /// Whether it is for lack of room on a disk that something failed. Says what to do about it when nobody has.
+    pub(crate) fn is_about_room(&mut self) -> bool {
+        let Self::Failed(report) = self else { return false };
+        if report.help.is_empty()
+            && let Some(advice) = advice_on_room(&report.message)
+        {
+            report.help.push(advice.to_owned());
+        }
+        report.help.iter().any(|help| help.contains("`rbuild prune`"))
     }
 
     /// The exit code.

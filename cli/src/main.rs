@@ -6,6 +6,7 @@
 mod annotations;
 mod args;
 mod attestations;
+mod cache_flags;
 mod call;
 mod commands;
 mod container_engine;

@@ -167,7 +167,7 @@ mod tests {
                 "unexpected argument `b`: a build has one context",
                 "quote values with spaces; a context is one PATH, URL or -",
             ),
-            ("rbuild du --format xml", "invalid value `xml` for --format", "--format takes table, json"),
+            ("rbuild doctor --format xml", "invalid value `xml` for --format", "--format takes table, json"),
             ("rbuild image ls --digest", "unknown flag: --digest", "did you mean --digests?"),
             ("rbuild repro", "the build context is missing", "name a directory, for instance this one: `rbuild .`"),
             ("rbuild diff a", "missing: <B>", "`rbuild diff --help` says what it takes"),

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use oci::ImageRef;
+use oci::{Digest, ImageRef};
+use solver::OpError;
 
 use crate::annotations::{Annotations, is_annotation};
 use crate::csv;
@@ -92,6 +93,19 @@ pub(crate) struct ImageOptions {
     pub(crate) epoch: Option<i64>,
     /// The image is identified by its manifest or index, not by its config.
     pub(crate) prefers_image_digest: bool,
+    /// Layers of the base that are not to be pushed stay so.
+    pub(crate) keeps_nondistributable: bool,
+    /// The image gets the name `PREFIX@DIGEST` as well.
+    pub(crate) dangling_prefix: Option<DanglingPrefix>,
+}
+
+/// How an image is named by its digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DanglingPrefix {
+    /// What stands before the `@`.
+    prefix: ImageRef,
+    /// Only an image without another name.
+    is_for_nameless: bool,
 }
 
 /// How an image goes to registries.
@@ -241,6 +255,16 @@ impl Output {
 }
 
 impl ImageOptions {
+    /// The name that `dangling-name-prefix` asks for.
+    pub(crate) fn name_by_digest(&self, digest: &Digest) -> Result<Option<ImageRef>, OpError> {
+        let Some(DanglingPrefix { prefix, is_for_nameless }) = &self.dangling_prefix else { return Ok(None) };
+        if *is_for_nameless && !self.names.is_empty() {
+            return Ok(None);
+        }
+        let name = ImageRef::parse_normalized(&format!("{prefix}@{digest}"));
+        name.map(Some).map_err(|error| OpError::internal(format!("`{prefix}` cannot have a digest: {error}")))
+    }
+
     fn annotate(&mut self, annotations: &Annotations) -> Result<(), Failure> {
         self.annotations.extend(annotations);
         if self.docker_types && !self.annotations.is_empty() {
@@ -314,7 +338,10 @@ fn parse(spec: &str, tags: &[ImageRef]) -> Result<Output, Failure> {
 }
 
 /// Attributes of the outputs, for suggestions.
-const ATTRIBUTES: [&str; 20] = [
+const ATTRIBUTES: [&str; 23] = [
+    "danging-name-empty-only",
+    "dangling-name-prefix",
+    "prefer-nondist-layers",
     "attestation-inline",
     "oci-artifact",
     "prefer-image-digest",
@@ -375,6 +402,10 @@ fn pushed_options(attributes: &mut BTreeMap<String, String>, tags: &[ImageRef]) 
     let is_insecure = flag(attributes, "registry.insecure")?.unwrap_or(false);
     let is_pushed = flag(attributes, "push")?.unwrap_or(false);
     let is_unnamed = flag(attributes, "store")? == Some(false);
+    let is_for_nameless = flag(attributes, "danging-name-empty-only")?.unwrap_or(false);
+    let prefix = attributes.remove("dangling-name-prefix").filter(|prefix| !prefix.is_empty());
+    let dangling_prefix = prefix.map(|prefix| repository(&prefix)).transpose()?;
+    let dangling_prefix = dangling_prefix.map(|prefix| DanglingPrefix { prefix, is_for_nameless });
     let untagged = match attributes.get("name").filter(|_| by_digest) {
         Some(names) => Some(names.split(',').map(untagged).collect::<Result<Vec<_>, _>>()?),
         None if by_digest => {
@@ -391,14 +422,27 @@ fn pushed_options(attributes: &mut BTreeMap<String, String>, tags: &[ImageRef]) 
         is_unnamed: is_unnamed || by_digest,
         push: is_pushed.then_some(PushOptions { is_insecure }),
         names: untagged.unwrap_or(options.names),
+        dangling_prefix,
         ..options
     })
 }
 
+/// A name without a tag, to which a digest can be added.
+fn repository(name: &str) -> Result<ImageRef, Failure> {
+    let parsed = parse_name(name)?;
+    if parsed.is_name_only() {
+        return Ok(parsed);
+    }
+    Err(Failure::usage(format!("dangling-name-prefix {name} has a tag or a digest")).help("name the repository alone"))
+}
+
+fn parse_name(name: &str) -> Result<ImageRef, Failure> {
+    ImageRef::parse_normalized(name).map_err(|error| Failure::usage(format!("invalid tag \"{name}\": {error}")))
+}
+
 /// A repository.
 fn untagged(name: &str) -> Result<ImageRef, Failure> {
-    let parsed =
-        ImageRef::parse_normalized(name).map_err(|error| Failure::usage(format!("invalid tag \"{name}\": {error}")))?;
+    let parsed = parse_name(name)?;
     if parsed.is_name_only() {
         return Ok(parsed);
     }
@@ -435,6 +479,8 @@ fn image_options(attributes: &mut BTreeMap<String, String>, tags: &[ImageRef]) -
         rewrite_timestamp: explicit_flag(attributes, "rewrite-timestamp")?.unwrap_or(false),
         epoch: epoch(attributes)?,
         prefers_image_digest: flag(attributes, "prefer-image-digest")?.unwrap_or(false),
+        keeps_nondistributable: explicit_flag(attributes, "prefer-nondist-layers")?.unwrap_or(false),
+        dangling_prefix: None,
     };
     if options.docker_types && matches!(options.codec, Some(cache::Codec::Estargz { .. })) {
         return Err(Failure::usage("compression=estargz cannot be used with oci-mediatypes=false")
@@ -481,7 +527,7 @@ fn epoch(attributes: &mut BTreeMap<String, String>) -> Result<Option<i64>, Failu
 }
 
 /// A boolean attribute that must have a value (`spec/engine.md` §1.2).
-fn explicit_flag(attributes: &mut BTreeMap<String, String>, key: &str) -> Result<Option<bool>, Failure> {
+pub(crate) fn explicit_flag(attributes: &mut BTreeMap<String, String>, key: &str) -> Result<Option<bool>, Failure> {
     if attributes.get(key).is_some_and(String::is_empty) {
         return Err(Failure::usage(format!("non-bool value specified for {key}: ")).help(format!("write `{key}=true`")));
     }
@@ -489,7 +535,7 @@ fn explicit_flag(attributes: &mut BTreeMap<String, String>, key: &str) -> Result
 }
 
 /// A boolean attribute; empty is true, as for the flags of `spec/engine.md` §1.2.
-fn flag(attributes: &mut BTreeMap<String, String>, key: &str) -> Result<Option<bool>, Failure> {
+pub(crate) fn flag(attributes: &mut BTreeMap<String, String>, key: &str) -> Result<Option<bool>, Failure> {
     match attributes.remove(key).as_deref() {
         None => Ok(None),
         Some("" | "1" | "t" | "T" | "TRUE" | "true" | "True") => Ok(Some(true)),
@@ -586,6 +632,9 @@ mod tests {
             "type=oci,dest=x,context=y",
             "type=tar,dest=x,rewrite-timestamp=true",
             "type=image,rewrite-timestamp",
+            "type=image,prefer-nondist-layers",
+            "type=image,dangling-name-prefix=a:1",
+            "type=oci,dest=x,dangling-name-prefix=a",
             "type=image,rewrite-timestamp=maybe",
             "type=image,source-date-epoch=yesterday",
             "type=local,dest=out,platform-split",

@@ -132,6 +132,15 @@ fn render(report: &Report) -> String {
     text
 }
 
+/// How the operating system and the database say that there is no room.
+const FULL: [&str; 3] = ["(os error 28)", "(os error 122)", "database or disk is full"];
+const ADVICE_ON_ROOM: &str = "free space with `rbuild prune`, or use a store on another disk with --store DIR";
+
+/// The next step when the message says that a disk is full.
+pub(crate) fn advice_on_room(message: &str) -> Option<&'static str> {
+    os_advice(message).filter(|advice| *advice == ADVICE_ON_ROOM)
+}
+
 /// The next step for what the operating system refuses, told by the number or the words at the end of its text.
 fn os_advice(message: &str) -> Option<&'static str> {
     let is = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
@@ -141,8 +150,8 @@ fn os_advice(message: &str) -> Option<&'static str> {
             "the kernel allows no namespaces: look at /proc/sys/user/max_*_namespaces, and run rbuild as root",
         );
     }
-    if is(&["(os error 28)", "(os error 122)", "database or disk is full"]) {
-        return Some("free space with `rbuild prune`, or use a store on another disk with --store DIR");
+    if is(&FULL) {
+        return Some(ADVICE_ON_ROOM);
     }
     if is(&["(os error 30)", "readonly database"]) {
         return Some("the store must be writable: mount it so, or name another with --store DIR");
@@ -205,6 +214,11 @@ pub(crate) struct CheckWarning {
     pub(crate) url: String,
     /// Where.
     pub(crate) location: Option<Location>,
+}
+
+/// Prints one thing that the user should know of.
+pub(crate) fn warning(message: &str) {
+    ui::stderr(|out| writeln!(out, "WARNING: {message}"));
 }
 
 /// The summary after the display: one line a warning, or everything with `--debug`.

@@ -13,7 +13,9 @@ use solver::{ExtraHost, NetworkMode, Ulimit};
 use crate::annotations::Annotations;
 use crate::args::BuildArgs;
 use crate::attestations;
+use crate::cache_flags::CacheFlags;
 use crate::call::Call;
+use crate::commands::room::SpaceRequest;
 use crate::csv;
 use crate::env;
 use crate::failure::Failure;
@@ -59,6 +61,7 @@ pub(crate) struct BuildRequest {
     pub(crate) labels: Vec<(String, String)>,
     pub(crate) iidfile: Option<PathBuf>,
     pub(crate) metadata_file: Option<PathBuf>,
+    pub(crate) caches: CacheFlags,
     pub(crate) no_cache: bool,
     pub(crate) no_cache_filter: Vec<String>,
     pub(crate) pull: bool,
@@ -72,6 +75,7 @@ pub(crate) struct BuildRequest {
     pub(crate) cgroup_parent: Option<String>,
     pub(crate) resources: Resources,
     pub(crate) host_ca: Option<HostCa>,
+    pub(crate) space: SpaceRequest,
     pub(crate) progress: Mode,
     pub(crate) quiet: bool,
     pub(crate) jobs: Option<usize>,
@@ -152,6 +156,8 @@ impl BuildRequest {
         if args.no_cache && !args.no_cache_filter.is_empty() {
             return Err(Failure::usage("--no-cache and --no-cache-filter cannot currently be used together"));
         }
+        let caches = CacheFlags::parse(&args.cache_from, &args.cache_to)?;
+        let asks_inline = build_args.get("BUILDKIT_INLINE_CACHE").is_some_and(|value| is_true(value));
         let tags = args.tags.iter().map(|tag| parse_tag(tag)).collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             dockerfile,
@@ -167,6 +173,7 @@ impl BuildRequest {
             labels: args.labels.iter().map(|label| key_value(label)).collect(),
             iidfile: args.iidfile,
             metadata_file: args.metadata_file,
+            caches: CacheFlags { is_inline: caches.is_inline || asks_inline, ..caches },
             no_cache: args.no_cache,
             no_cache_filter: args.no_cache_filter,
             pull: args.pull,
@@ -181,6 +188,7 @@ impl BuildRequest {
             cgroup_parent: args.cgroup_parent,
             resources: limits::check(&args.limits)?,
             host_ca: args.host_ca.as_deref().map(|path| host_ca::read(Path::new(path))).transpose()?,
+            space: SpaceRequest::check(&args.space)?,
             progress: progress(&args.progress, args.quiet)?,
             quiet: args.quiet || args.progress == "quiet",
             jobs: args.jobs,
@@ -486,12 +494,7 @@ fn progress(name: &str, quiet: bool) -> Result<Mode, Failure> {
 fn inactive_warnings(args: &BuildArgs) -> Result<Vec<String>, Failure> {
     let inactive = &args.inactive;
     attestations::check(inactive)?;
-    let ignored = [
-        ("--security-opt", !inactive.security_opt.is_empty()),
-        ("--squash", inactive.squash),
-        ("--cache-from", !inactive.cache_from.is_empty()),
-        ("--cache-to", !inactive.cache_to.is_empty()),
-    ];
+    let ignored = [("--security-opt", !inactive.security_opt.is_empty()), ("--squash", inactive.squash)];
     let mut warnings: Vec<String> =
         ignored.iter().filter(|(_, given)| *given).map(|(flag, _)| format!("{flag} has no effect yet")).collect();
     if inactive.builder.is_some() {

@@ -16,12 +16,13 @@ use solver::plan::IgnoreFile;
 use solver::plan::patterns::Patterns;
 use solver::traits::Selection;
 use solver::{
-    Chain, Device, Executor, FileOp, FoundDevice, Graph, ImageOp, Input, OciLayout, Op, OpError, Progress,
+    Chain, Device, Executor, FileOp, FoundDevice, Graph, ImageOp, Input, Notes, OciLayout, Op, OpError, Progress,
     ResolvedImage, Resolver, ResultRef, SolveContext, Step, TargetUse, Work, solve,
 };
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
+use crate::caches::{CacheParts, Caches};
 use crate::context::{self, IgnoreRules, LocalContext};
 use crate::emulation::Emulation;
 use crate::fetched::FetchedFiles;
@@ -130,6 +131,36 @@ impl Engine {
         }
     }
 
+    /// Begins to use caches elsewhere. Must be called inside the runtime.
+    pub fn caches(&self, caches: CacheParts) -> Caches {
+        let Inner { parts, packer, .. } = &*self.inner;
+        let EngineParts { store, images, progress, cancel, .. } = parts;
+        let shown = (progress.clone(), cancel.clone());
+        Caches::new(caches, store.clone(), images.clone(), packer.clone(), shown)
+    }
+
+    /// Forgets results that lie elsewhere and turned out not to be had, and says so. Whether there were any: the steps that
+    /// make them can be performed, so that a build which has failed for want of them is worth another try.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn forget_lost(&self) -> Result<bool, OpError> {
+        let EngineParts { store, images, progress, .. } = &self.inner.parts;
+        let mut reasons = Vec::new();
+        for (diff_id, reason) in images.take_lost() {
+            if store.forget_remotes(&diff_id)? {
+                reasons.push(reason);
+            }
+        }
+        let Some(first) = reasons.first() else { return Ok(false) };
+        match reasons.len() {
+            1 => progress.warn(format!("a layer of a cache cannot be had, and its step is run again: {first}")),
+            n => progress.warn(format!("{n} layers of caches cannot be had, and their steps are run again: {first}")),
+        }
+        self.inner.packer.forget_jobs();
+        Ok(true)
+    }
+
     /// Knows about commands for other machines.
     pub fn emulation(&self) -> Option<&Emulation> {
         self.inner.parts.runner.emulation()
@@ -174,8 +205,12 @@ impl Engine {
             cancel: self.inner.parts.cancel.clone(),
             targets: TargetUse::Read,
             shown: self.shown(),
+            notes: Notes::default(),
+            ended: Arc::default(),
             // One operation after the other is what there is.
             parallelism: 1,
+            // What is fetched is the client's own, or found by its bytes.
+            remote: None,
         };
         let mut roots = Vec::with_capacity(N);
         for result in solve(graph, &targets, context).await.map_err(|error| error.error)? {
@@ -230,6 +265,19 @@ impl Engine {
         };
         let index = ContextIndex::load(&self.inner.parts.store, &offered.path.to_string_lossy());
         Ok(LocalContext::open(name, &offered.path, rules, Some(index))?)
+    }
+
+    /// The digest of a selection; the list of its files is kept, so that a later build can name those that changed.
+    fn digest_listed(&self, source: &Source, selection: &Selection<'_>) -> Result<ContentDigest, OpError> {
+        let digested = context::digest::digested(source, selection)?;
+        let store = &self.inner.parts.store;
+        if !store.has_file_list(&digested.digest)
+            && let Err(error) = store.put_file_list(&digested.digest, &digested.file_list())
+        {
+            // Explanations are poorer for it, and nothing else.
+            tracing::debug!(%error, "the list of the files of a copy is not kept");
+        }
+        Ok(digested.digest)
     }
 
     async fn perform_kind(&self, work: Work) -> Result<LayerInfo, OpError> {
@@ -358,14 +406,15 @@ impl Executor for Engine {
         step: &Step,
     ) -> Result<ContentDigest, OpError> {
         let source = self.source(source, step).await?;
+        let engine = self.clone();
         match selection {
             Selection::Copy(copy) => {
                 let copy = copy.clone();
-                blocking(move || Ok(context::digest::digest(&source, &Selection::Copy(&copy))?)).await
+                blocking(move || engine.digest_listed(&source, &Selection::Copy(&copy))).await
             }
             Selection::Path(path) => {
                 let path = path.to_owned();
-                blocking(move || Ok(context::digest::digest(&source, &Selection::Path(&path))?)).await
+                blocking(move || engine.digest_listed(&source, &Selection::Path(&path))).await
             }
         }
     }

@@ -3,6 +3,7 @@
 //! Implements the traits that `solver` declares. Knows nothing of flags or of the wording of messages.
 #![deny(unsafe_code)]
 
+pub mod caches;
 pub mod cdi;
 pub mod compare;
 pub mod context;

@@ -134,6 +134,11 @@ impl Packer {
         Ok(packed)
     }
 
+    /// Forgets what was packed and what could not be: layers that were not to be had are made anew.
+    pub(crate) fn forget_jobs(&self) {
+        self.inner.jobs.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// The job of the top layer of `chain`, begun when nobody has asked before.
     fn job(&self, chain: &Chain, wanted: Wanted) -> Job {
         let Some(top) = chain.layers().last() else {
@@ -233,6 +238,7 @@ async fn trees_below(inner: &Inner, chain: &Chain, info: &LayerInfo) -> Result<V
 fn outcome<T>(result: &Result<T, OpError>) -> Outcome {
     match result {
         Ok(_) => Outcome::Done,
+        Err(error) if error.is_remade => Outcome::Canceled,
         Err(error) => Outcome::Failed(error.message.clone()),
     }
 }

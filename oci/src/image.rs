@@ -98,6 +98,9 @@ pub struct Index {
     pub annotations: BTreeMap<String, String>,
 }
 
+/// The name of [`ImageConfig::cache`] in JSON.
+pub const CACHE_FIELD: &str = "rbuild.cache.v1";
+
 /// Serialises a manifest or index as BuildKit does: two-space indentation, no trailing newline (`spec/engine.md` §1.6).
 pub fn to_manifest_json<T: Serialize>(document: &T) -> Vec<u8> {
     escape_as_go(
@@ -174,6 +177,9 @@ pub struct ImageConfig {
     /// Windows build.
     #[serde(rename = "os.version", default, skip_serializing_if = "Option::is_none")]
     pub os_version: Option<String>,
+    /// Which steps of which build gave the layers, for a builder's cache; that of a base image does not pass to others.
+    #[serde(rename = "rbuild.cache.v1", skip_deserializing, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<serde_json::Value>,
     /// The layers.
     #[serde(default, deserialize_with = "null_to_default")]
     pub rootfs: RootFs,

@@ -27,6 +27,17 @@ pub const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.ta
 /// Docker layer, zstd.
 pub const DOCKER_LAYER_ZSTD: &str = "application/vnd.docker.image.rootfs.diff.tar.zstd";
 
+/// OCI layer that stays where its `urls` point, uncompressed.
+pub const OCI_NONDIST_LAYER: &str = "application/vnd.oci.image.layer.nondistributable.v1.tar";
+/// OCI layer that stays where its `urls` point, gzip.
+pub const OCI_NONDIST_LAYER_GZIP: &str = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
+/// OCI layer that stays where its `urls` point, zstd.
+pub const OCI_NONDIST_LAYER_ZSTD: &str = "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd";
+/// Docker layer that stays where its `urls` point, uncompressed.
+pub const DOCKER_FOREIGN_LAYER: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar";
+/// Docker layer that stays where its `urls` point, gzip.
+pub const DOCKER_FOREIGN_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+
 /// Whether `media_type` names an index or manifest list.
 pub fn is_index(media_type: &str) -> bool {
     matches!(media_type, OCI_INDEX | DOCKER_LIST)
@@ -41,6 +52,16 @@ pub fn is_manifest(media_type: &str) -> bool {
 pub fn is_nondistributable(media_type: &str) -> bool {
     media_type.starts_with("application/vnd.oci.image.layer.nondistributable.v1.")
         || media_type.starts_with("application/vnd.docker.image.rootfs.foreign.")
+}
+
+/// The type of the same bytes when they may be pushed; the type itself of everything but a layer that is not to be.
+pub fn distributable(media_type: &str) -> &str {
+    match media_type {
+        OCI_NONDIST_LAYER | DOCKER_FOREIGN_LAYER => OCI_LAYER,
+        OCI_NONDIST_LAYER_GZIP | DOCKER_FOREIGN_LAYER_GZIP => OCI_LAYER_GZIP,
+        OCI_NONDIST_LAYER_ZSTD => OCI_LAYER_ZSTD,
+        other => other,
+    }
 }
 
 /// Bytes that are no manifest or index, or are both.

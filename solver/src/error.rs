@@ -31,6 +31,8 @@ pub struct OpError {
     pub word: Option<String>,
     /// Exit code of a failed command.
     pub exit_code: Option<i32>,
+    /// What is missing is the result of a step, which can be performed again: another try succeeds.
+    pub is_remade: bool,
 }
 
 impl OpError {
@@ -69,7 +71,7 @@ impl OpError {
     }
 
     fn new(tier: Tier, message: impl Into<String>) -> Self {
-        Self { tier, message: message.into(), help: Vec::new(), word: None, exit_code: None }
+        Self { tier, message: message.into(), help: Vec::new(), word: None, exit_code: None, is_remade: false }
     }
 }
 

@@ -46,6 +46,10 @@ pub struct VertexMeta {
     pub platform: Option<Platform>,
     /// `--no-cache` or `--no-cache-filter` applies: do not look the key up (the result is still stored).
     pub ignore_cache: bool,
+    /// Variables of its environment that are build arguments, for explanations.
+    pub build_args: Arc<[String]>,
+    /// Of an image: which one it is, for explanations: `debian:12@sha256:…`.
+    pub base: Option<String>,
     /// What to say besides when it fails through the user's input: facts that only the plan knows.
     pub help: Vec<String>,
 }

@@ -22,7 +22,9 @@ mod ingredient;
 #[cfg(test)]
 mod tests;
 
-use cache::{ContentDigest, Key};
+use std::sync::Arc;
+
+use cache::{ContentDigest, Explanation, Key, Store};
 use oci::Platform;
 
 use crate::graph::Chain;
@@ -36,6 +38,9 @@ use crate::traits::Selection;
 pub use ingredient::Ingredient;
 use ingredient::{Hashing, Listing, Sink, Tag, Value};
 
+/// Name of the ingredient that says which image the base layers are of. For people: it is not hashed.
+pub const BASE: &str = "base";
+
 /// Context of the key derivation. The number is the version of the encoding and of the walk: a new one makes every
 /// stored record unreachable, which is what a change of either must do.
 pub const DOMAIN: &str = "rbuild key of a step, v1";
@@ -47,6 +52,10 @@ pub struct Facts {
     pub parents: Chain,
     /// How many of them were pulled as the base image: shown as `base image`. Not in the key.
     pub n_base_layers: usize,
+    /// Which image that is: `debian:12@sha256:…`. Not in the key.
+    pub base: Option<Arc<str>>,
+    /// Names of the variables that are build arguments: shown as `ARG`. Not in the key.
+    pub build_args: Arc<[String]>,
     /// One for each of [`questions`], in order.
     pub answers: Vec<Answer>,
     /// What [`crate::Executor::probe_source`] said, where [`needs_probe`] asks for it.
@@ -90,11 +99,57 @@ pub fn family(op: &Op, facts: &Facts) -> Option<Key> {
     if n_questions == 0 { None } else { key(op, &Facts { answers, ..facts.clone() }) }
 }
 
-/// The ingredients of [`key`], in the order in which they were hashed; empty where there is no key.
+/// The ingredients of [`key`], in the order in which they were hashed, behind the name of the base image; empty where there
+/// is no key.
 pub fn ingredients(op: &Op, facts: &Facts) -> Vec<Ingredient> {
     let mut sink = Listing::default();
     walk(op, facts, &mut sink);
-    sink.finish()
+    let mut list = sink.finish();
+    for ingredient in &mut list {
+        let variable = ingredient.name.strip_prefix("ENV ");
+        if let Some(variable) = variable.filter(|&variable| facts.build_args.iter().any(|arg| arg == variable)) {
+            ingredient.name = format!("ARG {variable}");
+        }
+    }
+    if let Some(base) = facts.base.as_ref().filter(|_| facts.n_base_layers > 0) {
+        list.insert(0, Ingredient { name: BASE.to_owned(), value: base.to_string() });
+    }
+    list
+}
+
+/// The ingredients of [`key`] as they are stored: [`recorded`] makes the list of it again.
+pub fn explanation(op: &Op, facts: &Facts) -> Explanation {
+    let mut list = ingredients(op, facts);
+    let layers: Vec<ContentDigest> = facts.parents.layers().iter().map(|layer| layer.content).collect();
+    if let Some(first) = first_layer(&list) {
+        list.drain(first..first + layers.len());
+    }
+    Explanation {
+        ingredients: serde_json::to_string(&list).expect("ingredients are pairs of strings"),
+        layers,
+        n_base_layers: facts.n_base_layers,
+    }
+}
+
+/// The ingredients of a key that was recorded; `None` if this version cannot read them.
+pub fn recorded(explanation: &Explanation) -> Option<Vec<Ingredient>> {
+    let mut list: Vec<Ingredient> = serde_json::from_str(&explanation.ingredients).ok()?;
+    let mut layers = Listing::default();
+    list_layers(explanation.layers.iter(), explanation.n_base_layers, &mut layers);
+    let place = first_layer(&list).unwrap_or(0);
+    list.splice(place..place, layers.finish());
+    Some(list)
+}
+
+/// Where in a list the layers are: behind their number.
+fn first_layer(list: &[Ingredient]) -> Option<usize> {
+    let count = Tag::ParentCount.name("");
+    list.iter().position(|ingredient| ingredient.name == count).map(|place| place + 1)
+}
+
+/// The ingredients that were stored with a record; `None` when they cannot be read, or it is a further key of its result.
+pub fn stored_ingredients(store: &Store, key: &Key) -> Option<Vec<Ingredient>> {
+    recorded(&store.explanation(key).ok()??)
 }
 
 /// What must be asked of the inputs before a content key can be made, in the order of the walk.
@@ -148,7 +203,7 @@ fn ordinal(op: &Op) -> Option<u8> {
 // counts.
 
 fn walk(op: &Op, facts: &Facts, sink: &mut dyn Sink) {
-    let Facts { parents, n_base_layers, answers, probe } = facts;
+    let Facts { parents, n_base_layers, base: _, build_args: _, answers, probe } = facts;
     let mut answers = answers.iter();
     match op {
         Op::Run(run) => {
@@ -168,9 +223,13 @@ fn walk(op: &Op, facts: &Facts, sink: &mut dyn Sink) {
 fn walk_parents(parents: &Chain, n_base_layers: usize, sink: &mut dyn Sink) {
     let layers = parents.layers();
     sink.add(Tag::ParentCount, "", Value::Number(layers.len() as i64));
-    for (idx, layer) in layers.iter().enumerate() {
+    list_layers(layers.iter().map(|layer| &layer.content), n_base_layers, sink);
+}
+
+fn list_layers<'a>(layers: impl Iterator<Item = &'a ContentDigest>, n_base_layers: usize, sink: &mut dyn Sink) {
+    for (idx, layer) in layers.enumerate() {
         let label = if idx < n_base_layers { String::new() } else { (idx - n_base_layers + 1).to_string() };
-        sink.add(Tag::Parent, &label, Value::Content(&layer.content));
+        sink.add(Tag::Parent, &label, Value::Content(layer));
     }
 }
 
@@ -244,13 +303,13 @@ fn walk_mount<'a>(mount: &Mount, answers: &mut impl Iterator<Item = &'a Answer>,
         // Where in the source a bind comes from is in the digest of what is there.
         MountKind::Bind { input, source, read_only } => {
             sink.add(Tag::Mount, target, Value::Named(target, "bind"));
-            walk_source(target, input.is_some(), Selection::Path(source), answers, sink);
+            walk_source(source, input.is_some(), Selection::Path(source), answers, sink);
             sink.add(Tag::MountReadOnly, target, Value::Flag(*read_only));
         }
         // Which directory persists, and what is in it by now, is exactly what must not count.
         MountKind::Cache { id: _, sharing: _, input, source, uid, gid, mode, read_only } => {
             sink.add(Tag::Mount, target, Value::Named(target, "cache"));
-            walk_source(target, input.is_some(), Selection::Path(source), answers, sink);
+            walk_source(source, input.is_some(), Selection::Path(source), answers, sink);
             walk_mount_owner(target, *uid, *gid, *mode, sink);
             sink.add(Tag::MountReadOnly, target, Value::Flag(*read_only));
         }

@@ -1,8 +1,8 @@
 //! Progress as typed events. Libraries send; only the command line renders.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// One line of progress, by number. Vertices and side jobs (`exporting to image`) alike.
@@ -76,6 +76,13 @@ pub enum Event {
         /// The reason.
         reason: String,
     },
+    /// The step's result was found elsewhere.
+    Imported {
+        /// Which step.
+        step: StepId,
+        /// Where: `registry example.com/team/cache`.
+        from: String,
+    },
     /// The step's command is for another machine and runs in an emulator.
     Emulated {
         /// Which step.
@@ -126,7 +133,14 @@ impl Progress {
     pub fn start(&self, name: impl Into<String>) -> Step {
         let id = StepId(self.next.fetch_add(1, Ordering::Relaxed));
         self.send(Event::Started { step: id, name: name.into(), at: Instant::now() });
-        Step { id, progress: self.clone() }
+        Step { id, progress: self.clone(), untold: None }
+    }
+
+    /// Begins a step that has been shown before: it is shown again only if more comes of it than that its result is found.
+    pub fn start_again(&self, name: impl Into<String>) -> Step {
+        let id = StepId(self.next.fetch_add(1, Ordering::Relaxed));
+        let untold = (name.into(), Instant::now());
+        Step { id, progress: self.clone(), untold: Some(Arc::new(Mutex::new(Some(untold)))) }
     }
 
     /// Says that no more events follow.
@@ -150,7 +164,12 @@ impl Progress {
 pub struct Step {
     id: StepId,
     progress: Progress,
+    /// Name and begin of a step that nobody has been told of yet.
+    untold: Option<Arc<Mutex<Option<Untold>>>>,
 }
+
+/// Name and begin of a step that has not been shown.
+type Untold = (String, Instant);
 
 impl Step {
     /// Its number.
@@ -158,34 +177,64 @@ impl Step {
         self.id
     }
 
+    /// Tells of the step, if nobody has been told.
+    fn show(&self) {
+        let Some(untold) = &self.untold else { return };
+        let untold = untold.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((name, at)) = untold {
+            self.progress.send(Event::Started { step: self.id, name, at });
+        }
+    }
+
+    fn is_untold(&self) -> bool {
+        self.untold.as_ref().is_some_and(|it| it.lock().unwrap_or_else(PoisonError::into_inner).is_some())
+    }
+
     /// Passes output on.
     pub fn log(&self, stream: Stream, data: Vec<u8>) {
+        self.show();
         self.progress.send(Event::Log { step: self.id, stream, data, at: Instant::now() });
     }
 
     /// Reports a sub-task.
     pub fn status(&self, id: impl Into<String>, current_bytes: u64, total_bytes: u64, done: bool) {
+        self.show();
         let at = Instant::now();
         self.progress.send(Event::Status { step: self.id, id: id.into(), current_bytes, total_bytes, done, at });
     }
 
     /// Says why it was not found in the cache.
     pub fn miss(&self, reason: impl Into<String>) {
+        self.show();
         self.progress.send(Event::Miss { step: self.id, reason: reason.into() });
+    }
+
+    /// Says where else its result was found.
+    pub fn imported(&self, from: impl Into<String>) {
+        if self.is_untold() {
+            return;
+        }
+        self.progress.send(Event::Imported { step: self.id, from: from.into() });
     }
 
     /// Says that its command is for another machine, and emulated.
     pub fn emulated(&self, architecture: impl Into<String>) {
+        self.show();
         self.progress.send(Event::Emulated { step: self.id, architecture: architecture.into() });
     }
 
     /// Warns.
     pub fn warn(&self, message: impl Into<String>) {
+        self.show();
         self.progress.send(Event::Warning { step: Some(self.id), message: message.into() });
     }
 
     /// Ends it.
     pub fn finish(&self, outcome: Outcome) {
+        if matches!(outcome, Outcome::Cached | Outcome::Canceled) && self.is_untold() {
+            return;
+        }
+        self.show();
         self.progress.send(Event::Finished { step: self.id, outcome, at: Instant::now() });
     }
 }

@@ -1,9 +1,10 @@
 //! What the solver needs done by others. `executor` implements these; `cli` wires them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use cache::{ContentDigest, LayerInfo};
+use cache::{ContentDigest, Key, Layer, LayerInfo};
 use oci::{Digest, ImageConfig, ImageRef, Platform};
 use tokio_util::sync::CancellationToken;
 
@@ -152,4 +153,57 @@ pub trait Executor: Send + Sync {
     /// A layer on the exported path is final: its tar, diff ID and blobs may be made in the background. `chain` ends
     /// with that layer. Returns at once.
     fn layer_is_final(&self, chain: &Chain);
+}
+
+/// A result that was found elsewhere. Its layer is in the store, as far as it has to be: its bytes may still lie there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Imported {
+    /// The result.
+    pub layer: Layer,
+    /// What it cost to make, where it was made.
+    pub cost: Duration,
+    /// Where it was found, for people: `registry example.com/team/cache`.
+    pub from: String,
+}
+
+/// How a result was come by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The step was performed.
+    Performed,
+    /// It was in the store.
+    Found,
+    /// It was found elsewhere, by [`RemoteCaches::find`].
+    Imported,
+}
+
+/// A result that others may want.
+#[derive(Clone, Debug)]
+pub struct SettledResult {
+    /// The keys that are known to give it, at least one.
+    pub keys: Vec<Key>,
+    /// Ends with the layer of the step.
+    pub chain: Chain,
+    /// Display name of the step; may be empty.
+    pub name: String,
+    /// What it cost; zero when that is not known.
+    pub cost: Duration,
+    /// Whether it is a layer of a target.
+    pub is_exported: bool,
+    /// How it was come by.
+    pub origin: Origin,
+}
+
+/// Results of steps in other places than the store: asked when the store has none, told of every result.
+#[async_trait]
+pub trait RemoteCaches: Send + Sync {
+    /// Whether [`RemoteCaches::find`] can ever find anything.
+    fn has_sources(&self) -> bool;
+
+    /// The result of `key`, if some place has one. Places that do not answer in time, or wrongly, count as having none; that
+    /// is said once each, and is never an error.
+    async fn find(&self, key: &Key) -> Option<Imported>;
+
+    /// Takes note of a result. Returns at once; what it begins is somebody else's to wait for.
+    fn settled(&self, result: SettledResult);
 }

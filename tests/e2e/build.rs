@@ -234,6 +234,22 @@ fn a_command_of_an_image_has_its_surroundings_and_its_code_is_passed_on() {
     assert_eq!(space.rbuild(["run", "--rm", "-e", "GREETING=yo", "app", "echo $GREETING"]).success(), "yo\n");
 }
 
+/// A RUN step and a copy may give the same tar on different bases.
+#[test]
+fn layers_with_the_same_tar_show_the_same_wherever_they_lie() {
+    need!(Need::Root, Need::Program("busybox"));
+    let space = Space::with_busybox();
+    let dockerfile = "FROM busybox AS base\nRUN mkdir /scratch\n\
+        FROM base AS builder\nRUN echo x > /hello && touch -d @1000 /hello && touch /scratch/x && rm /scratch/x\n\
+        FROM scratch\nCOPY --from=builder /hello /hello\n";
+    space.build(dockerfile, &["-t", "built", "--target", "builder"]);
+    space.build(dockerfile, &["-t", "copied"]);
+    space.build("FROM copied\n", &["-o", "out"]);
+    let names: Vec<_> =
+        std::fs::read_dir(space.path("out")).expect("out").map(|e| e.expect("entry").file_name()).collect();
+    assert_eq!(names, ["hello"]);
+}
+
 #[test]
 fn an_image_that_was_built_here_can_be_the_base_of_one_that_leaves() {
     need!(Need::Root, Need::Program("busybox"));

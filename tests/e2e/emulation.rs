@@ -250,18 +250,26 @@ fn rawjson_marks_what_is_emulated() {
     assert!(marked.iter().any(|vertex| vertex["completed"].is_string()), "{marked:?}");
 }
 
+/// A space with Debian for this machine and for arm64; `None` after saying why there is none.
+fn space_with_debians() -> Option<Space> {
+    if FOREIGN.1 != "arm64" {
+        note("skipped emulation: arm64 is native here");
+        return None;
+    }
+    let space = Space::shared();
+    if space.rbuild(["inspect", "debian:bookworm-arm64"]).code != 0 {
+        note("skipped emulation: needs debian:bookworm-arm64 of `cargo xtask bases`");
+        return None;
+    }
+    Some(space)
+}
+
 /// A distribution for another machine: its package manager, compiler and what they start, all emulated.
 #[test]
 fn a_debian_for_arm64_installs_compiles_and_runs() {
     need!(Need::Bases);
     need_emulation!();
-    if FOREIGN.1 != "arm64" {
-        return note("skipped emulation: arm64 is native here");
-    }
-    let space = Space::shared();
-    if space.rbuild(["inspect", "debian:bookworm-arm64"]).code != 0 {
-        return note("skipped emulation: needs debian:bookworm-arm64 of `cargo xtask bases`");
-    }
+    let Some(space) = space_with_debians() else { return };
     space.write("hello.c", "#include <stdio.h>\nint main(void) { puts(\"compiled for \" ARCH); return 0; }\n");
     // What takes minutes may be in the store from an earlier run of the tests.
     let dockerfile = "FROM debian:bookworm-arm64 AS tools\n\
@@ -276,6 +284,47 @@ fn a_debian_for_arm64_installs_compiles_and_runs() {
     assert!(cost.contains(" for linux/arm64 in "), "{}", ran.stderr);
     assert_eq!(space.run_in("e2e-emulated:test", &[]), "compiled for aarch64\n");
     space.rbuild(["rmi", "e2e-emulated:test"]).success();
+}
+
+/// One name for the bases of two machines, so that one Dockerfile is built natively for one and emulated for the other.
+#[test]
+fn emulated_for_one_of_two_platforms_and_pushed() {
+    need!(Need::Bases, Need::Program("docker-registry"), Need::Program("skopeo"));
+    need_emulation!();
+    let Some(space) = space_with_debians() else { return };
+    let registry = Registry::start(&space);
+    space.rbuild(["merge", "-t", "e2e-debian:both", "debian:bookworm", "debian:bookworm-arm64"]).success();
+    let dockerfile = "FROM e2e-debian:both AS build\n\
+        RUN echo \"$(uname -m) $(dpkg --print-architecture) $(readlink /proc/self/exe > /dev/null && echo runs)\" > /arch\n\
+        FROM scratch\nCOPY --from=build /arch /arch\n";
+    let name = format!("{}/emulated:1", registry.host());
+    let platforms = "--platform=linux/amd64,linux/arm64";
+    let ran = build(&space, dockerfile, &[platforms, "-t", &name, "--push", "--no-cache-filter=build"]);
+    assert_eq!(ran.stderr.matches("EMULATED: 1 step for linux/arm64 in ").count(), 1, "{}", ran.stderr);
+    for (architecture, said) in [("amd64", "x86_64 amd64 runs\n"), ("arm64", "aarch64 arm64 runs\n")] {
+        let copy = space.path(architecture);
+        pull_for(&name, architecture, &copy);
+        assert_eq!(String::from_utf8(only_file(&copy, "arch")).expect("text"), said, "{architecture}");
+    }
+    space.rbuild(["rmi", "e2e-debian:both"]).success();
+}
+
+/// Has skopeo fetch the image of one platform into a directory.
+fn pull_for(name: &str, architecture: &str, to: &Path) {
+    let (from, copy) = (format!("docker://{name}"), format!("dir:{}", to.display()));
+    let args = ["--insecure-policy", "--override-arch", architecture, "copy", "-q", "--src-tls-verify=false"];
+    succeed(Command::new("skopeo").args(args).args([&from, &copy]));
+    let config = succeed(Command::new("skopeo").args(["--insecure-policy", "inspect", "--config", &copy]));
+    let config: Value = serde_json::from_str(&config).expect("JSON");
+    assert_eq!(config["architecture"], architecture);
+}
+
+/// A file of the first layer of an image that skopeo has fetched.
+fn only_file(image: &Path, file: &str) -> Vec<u8> {
+    let manifest = std::fs::read_to_string(image.join("manifest.json")).expect("manifest");
+    let manifest: Value = serde_json::from_str(&manifest).expect("JSON");
+    let layer = manifest["layers"][0]["digest"].as_str().expect("digest").trim_start_matches("sha256:");
+    Command::new("tar").arg("-xzOf").arg(image.join(layer)).arg(file).output().expect("tar").stdout
 }
 
 /// The same image for two machines, compiled by this one: nothing is emulated but what is run in the end.
@@ -293,25 +342,9 @@ fn cross_compiled_for_two_platforms_and_pushed() {
     let ran = build(&space, dockerfile, &["--platform=linux/amd64,linux/arm64", "-t", &name, "--push"]);
     assert!(!ran.stderr.contains("EMULATED"), "{}", ran.stderr);
     for (architecture, machine) in [("amd64", 62), ("arm64", 183)] {
-        let copy = format!("dir:{}", space.path(architecture).display());
-        let from = format!("docker://{name}");
-        let args = ["--insecure-policy", "--override-arch", architecture, "copy", "-q", "--src-tls-verify=false"];
-        succeed(Command::new("skopeo").args(args).args([&from, &copy]));
-        let config = succeed(Command::new("skopeo").args(["--insecure-policy", "inspect", "--config", &copy]));
-        let config: Value = serde_json::from_str(&config).expect("JSON");
-        assert_eq!(config["architecture"], architecture);
-        let manifest: Value = serde_json::from_str(
-            &std::fs::read_to_string(space.path(architecture).join("manifest.json")).expect("manifest"),
-        )
-        .expect("JSON");
-        let layer = manifest["layers"][0]["digest"].as_str().expect("digest").trim_start_matches("sha256:").to_owned();
-        let app = Command::new("tar")
-            .args(["-xzOf"])
-            .arg(space.path(architecture).join(layer))
-            .arg("app")
-            .output()
-            .expect("tar");
-        assert_eq!(app.stdout[18..20], u16::to_le_bytes(machine), "{architecture}");
+        let copy = space.path(architecture);
+        pull_for(&name, architecture, &copy);
+        assert_eq!(only_file(&copy, "app")[18..20], u16::to_le_bytes(machine), "{architecture}");
     }
     // Pulled back, it runs here.
     space.rbuild(["pull", &name]).success();

@@ -479,12 +479,12 @@ fn a_full_disk() {
     let report = Report::of(&ran);
     assert!(report.message.ends_with("No space left on device (os error 28)"), "{}", report.message);
     let advice = "free space with `rbuild prune`, or use a store on another disk with --store DIR";
-    report.check_help(&[advice], &ran.stderr);
+    report.check_help(&[advice, "the disk of the store `…"], &ran.stderr);
     space.write("step/Dockerfile", "FROM busybox\nRUN head -c 40000000 /dev/zero > /big\n");
     let ran = space.rbuild(["--store", store, "step"]);
     assert_eq!(ran.code, INPUT, "{}", ran.stderr);
     let advice = "the disk with the store is full: free space with `rbuild prune`, or use --store DIR on another";
-    Report::of(&ran).check_help(&[advice], &ran.stderr);
+    Report::of(&ran).check_help(&[advice, "the disk of the store `…"], &ran.stderr);
     // Nothing of the failures is left in the way.
     space.write("step/Dockerfile", "FROM busybox\nRUN echo fine > /fine\n");
     space.rbuild(out.iter().chain(&["-t", "fine", "step"])).success();

@@ -114,6 +114,26 @@ fn inspect_takes_templates_and_several_names() {
 }
 
 #[test]
+fn an_image_can_have_a_name_by_its_digest() {
+    need!(Need::Root, Need::Program("busybox"));
+    let space = Space::with_busybox();
+    let build = |output: &str, dockerfile: &str| {
+        space.write("Dockerfile", dockerfile);
+        space.rbuild(["-q", "-o", output, "--metadata-file", "meta.json", "."]).success();
+        let metadata: Value = serde_json::from_str(&space.read("meta.json")).expect("JSON");
+        metadata["containerimage.digest"].as_str().expect("digest").to_owned()
+    };
+    let named = |reference: &str| space.rbuild(["inspect", reference]).code == 0;
+    let digest = build("type=image,dangling-name-prefix=by-digest", "FROM busybox\nLABEL n=1\n");
+    assert!(named(&format!("by-digest@{digest}")));
+    let digest = build("type=image,name=app:1,dangling-name-prefix=by-digest", "FROM busybox\nLABEL n=2\n");
+    assert!(named(&format!("by-digest@{digest}")) && named("app:1"));
+    let nameless = "type=image,name=app:2,dangling-name-prefix=by-digest,danging-name-empty-only=";
+    let digest = build(nameless, "FROM busybox\nLABEL n=3\n");
+    assert!(!named(&format!("by-digest@{digest}")) && named("app:2"));
+}
+
+#[test]
 fn images_are_pruned_by_name_and_by_filter() {
     need_busybox!();
     let space = space();

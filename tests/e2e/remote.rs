@@ -4,20 +4,43 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 
 use crate::harness::{Need, Ran, Space, Sshd};
 use crate::need;
 
-/// Serves the files of a directory until the program ends; returns the URL.
-fn serve(root: PathBuf) -> String {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("loopback");
-    let port = listener.local_addr().expect("address").port();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            drop(answer(stream, &root));
-        }
-    });
-    format!("http://127.0.0.1:{port}")
+/// Files behind URLs, until this is dropped.
+struct Server {
+    url: String,
+    port: u16,
+    is_over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    fn start(root: PathBuf) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("loopback");
+        let port = listener.local_addr().expect("address").port();
+        let is_over = Arc::new(AtomicBool::new(false));
+        let theirs = is_over.clone();
+        let thread = std::thread::spawn(move || {
+            for stream in listener.incoming().flatten().take_while(|_| !theirs.load(Ordering::Relaxed)) {
+                drop(answer(stream, &root));
+            }
+        });
+        Self { url: format!("http://127.0.0.1:{port}"), port, is_over, thread: Some(thread) }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        // It waits for somebody.
+        drop(TcpStream::connect(("127.0.0.1", self.port)));
+        drop(self.thread.take().map(JoinHandle::join));
+    }
 }
 
 fn answer(mut stream: TcpStream, root: &Path) -> std::io::Result<()> {
@@ -35,7 +58,7 @@ fn answer(mut stream: TcpStream, root: &Path) -> std::io::Result<()> {
 }
 
 /// A repository and archives of it, served.
-fn site(space: &Space) -> String {
+fn site(space: &Space) -> Server {
     space.write("repo/Dockerfile", "FROM scratch\nCOPY . /\n");
     space.write("repo/app/other.Dockerfile", "FROM scratch\nCOPY --from=extra /app/f /extra\nCOPY app/f /\n");
     space.write("repo/app/f", "one\n");
@@ -44,14 +67,15 @@ fn site(space: &Space) -> String {
         tar -cf ../www/plain Dockerfile app && gzip -kn ../www/plain && cp Dockerfile ../www/alone.tar.gz";
     let status = Command::new("sh").args(["-ec", script]).current_dir(space.path("")).status();
     assert!(status.expect("sh").success());
-    serve(space.path("www"))
+    Server::start(space.path("www"))
 }
 
 #[test]
 fn repositories_and_archives_are_contexts() {
     need!(Need::Program("git"));
     let space = Space::new();
-    let url = site(&space);
+    let site = site(&space);
+    let url = &site.url;
     let build = |args: &[&str]| {
         let ran = space.rbuild(["--progress=plain", "-o", "out"].iter().chain(args));
         assert_eq!(ran.code, 0, "{args:?}\n{}", ran.stderr);
@@ -96,7 +120,8 @@ fn repositories_and_archives_are_contexts() {
 fn what_is_wrong_with_a_context_elsewhere_is_said() {
     need!(Need::Program("git"));
     let space = Space::new();
-    let url = site(&space);
+    let site = site(&space);
+    let url = &site.url;
     space.write("here", "FROM scratch\n");
     for (args, message) in [
         (vec!["/nope"], "failed to read downloaded context: failed to load cache key: invalid response status 404"),
@@ -114,7 +139,7 @@ fn what_is_wrong_with_a_context_elsewhere_is_said() {
         (vec!["/plain", "-f", "app"], "failed to read dockerfile: open app: is not a file"),
     ] {
         let context = format!("{url}{}", args[0]);
-        let others: Vec<_> = args[1..].iter().map(|arg| arg.replace("URL", &url)).collect();
+        let others: Vec<_> = args[1..].iter().map(|arg| arg.replace("URL", url)).collect();
         let ran = space.rbuild(["--progress=plain".to_owned(), context].iter().chain(&others));
         assert_ne!(ran.code, 0, "{args:?}");
         let expected = format!("ERROR: failed to build: failed to solve: {message}");
@@ -231,4 +256,38 @@ fn images_in_layouts_are_contexts() {
     let ran = third.rbuild(["--build-context", &context, "-o", "out", "."]);
     assert_eq!(ran.code, 1, "{}", ran.stderr);
     assert!(ran.stderr.contains("is not what its name says"), "{}", ran.stderr);
+}
+
+#[test]
+fn what_cannot_be_reached_is_taken_as_seen_last() {
+    need!(Need::Program("git"));
+    let space = Space::new();
+    let site = site(&space);
+    let url = &site.url;
+    let dockerfile = format!("FROM scratch\nADD {url}/plain /\nADD {url}/r.git /tree/\nCOPY f /\n");
+    space.write("context/Dockerfile", dockerfile);
+    space.write("context/f", "one");
+    let build = |args: &[&str]| space.rbuild(["--progress=plain", "-o", "out"].iter().chain(args));
+    let git = format!("{url}/r.git");
+    for context in ["context", &git] {
+        let ran = build(&[context]);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+    }
+    let url = url.clone();
+    drop(site);
+
+    space.write("context/f", "two");
+    let ran = build(&["context"]);
+    assert_eq!((ran.code, ran.stderr.matches("MISS: f changed").count()), (0, 1), "{}", ran.stderr);
+    assert_eq!(ran.stderr.matches(" as seen last: ").count(), 2, "{}", ran.stderr);
+    assert_eq!(space.read("out/f"), "two");
+    // The commit is here, too.
+    let ran = build(&[&git]);
+    assert_eq!((ran.code, ran.count("CACHED")), (0, 2), "{}", ran.stderr);
+    let ran = build(&["--no-cache", &git]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+
+    space.write("context/Dockerfile", format!("FROM scratch\nADD {url}/r.git#v1 /\n"));
+    let ran = build(&["context"]);
+    assert!(ran.code != 0 && ran.stderr.contains("Failed to connect"), "{}", ran.stderr);
 }

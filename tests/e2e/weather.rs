@@ -36,6 +36,8 @@ pub(crate) enum Fate {
     WrongRange,
     /// It takes so long until the registry hears of it.
     Slow(Duration),
+    /// The body of the answer comes byte by byte, each after so long.
+    Trickling(Duration),
 }
 
 /// A running proxy; ends with the program.
@@ -136,7 +138,7 @@ fn serve(client: TcpStream, upstream: &str, log: &Mutex<Vec<Seen>>, fate: impl F
     match fate {
         Fate::AnswerLost => return None,
         Fate::Truncated(percent) => {
-            let head = answer.windows(4).position(|four| four == b"\r\n\r\n").map_or(0, |at| at + 4);
+            let head = head_bytes(&answer);
             answer.truncate(head + (answer.len() - head) * percent as usize / 100);
         }
         Fate::Stalled(time) => {
@@ -145,8 +147,17 @@ fn serve(client: TcpStream, upstream: &str, log: &Mutex<Vec<Seen>>, fate: impl F
             std::thread::sleep(time);
             return None;
         }
+        Fate::Trickling(pause) => {
+            let head = head_bytes(&answer);
+            client.write_all(&answer[..head]).ok()?;
+            for byte in &answer[head..] {
+                std::thread::sleep(pause);
+                client.write_all(&[*byte]).ok()?;
+            }
+            return Some(());
+        }
         Fate::WrongRange => {
-            let head = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap_or(0);
+            let head = head_bytes(&answer);
             let text =
                 String::from_utf8_lossy(&answer[..head]).replace("Content-Range: bytes ", "Content-Range: bytes 1");
             answer.splice(..head, text.into_bytes());
@@ -155,6 +166,11 @@ fn serve(client: TcpStream, upstream: &str, log: &Mutex<Vec<Seen>>, fate: impl F
     }
     client.write_all(&answer).ok()?;
     client.shutdown(Shutdown::Write).ok()
+}
+
+/// Length of the head of an answer.
+fn head_bytes(answer: &[u8]) -> usize {
+    answer.windows(4).position(|four| four == b"\r\n\r\n").map_or(0, |at| at + 4)
 }
 
 /// The head as it goes on, asking for an end of the connection, and what it says.

@@ -6,6 +6,7 @@
 //! agrees.
 
 mod bases;
+mod causes;
 mod compare;
 mod rbuild;
 mod run;

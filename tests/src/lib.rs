@@ -5,6 +5,8 @@ pub mod archive;
 pub mod case;
 pub mod describe;
 pub mod engine;
+pub mod property;
+pub mod stress;
 pub mod web;
 
 use std::ffi::OsString;

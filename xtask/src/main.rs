@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask demo`, `test`, `compare`, `bases`, `bench` and `fuzz`.
+//! Developer commands: `cargo xtask demo`, `test`, `compare`, `bases`, `bench`, `property`, `fuzz` and `stress`.
 #![forbid(unsafe_code)]
 #![expect(clippy::disallowed_methods, reason = "developer commands read their own settings")]
 
@@ -9,6 +9,8 @@ mod demo;
 mod fuzz;
 mod packages;
 mod process;
+mod property;
+mod stress;
 mod test;
 
 use std::process::ExitCode;
@@ -23,10 +25,18 @@ const USAGE: &str = "usage: cargo xtask COMMAND
                            build the cases of testdata/compare with rbuild and with docker, and print what differs; --all
                            adds real applications and golden cases, --keep leaves contexts and archives
   bases                    make the base images that tests and the demo stand on
-  bench [WORKLOAD]... [--peer docker|buildah|buildkit] [--runs N]
-                           time the workloads of bench/, as ratios against a peer and a floor; `step`: what one step costs
+  bench [WORKLOAD]... [--peer docker|buildah|buildkit] [--runs N] [--dev]
+                           time the workloads of bench/, as ratios against a peer and a floor; `step`: what one step costs;
+                           `registry`: pulling and pushing; `store`: what a large store costs; --dev measures the build
+                           that tests run
+  property [--rounds N] [--seed S]
+                           random edits of random builds: a warm store must give the image that a cold one gives, and run
+                           no step of which nothing has changed
   fuzz [TARGET]... [--seconds N]
-                           fuzz what rbuild reads from strangers: parser, expander, flags, ignore_patterns";
+                           fuzz what rbuild reads from strangers: parser, expander, flags, ignore_patterns
+  stress [--minutes N] [--processes N] [--seed N] [--store-on dir|tmpfs|loop|flaky]... [--size MIB]
+                           many builds on one store with pruning, kills, full disks and power cuts, compared with what each
+                           build gives alone";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -49,7 +59,9 @@ fn run(args: &[String]) -> Result<()> {
         "compare" => compare::compare(rest),
         "bases" => bases::ensure_all(&process::test_binary()?, &bases::store_dir()).map(drop),
         "bench" => bench::bench(rest),
+        "property" => property::property(rest),
         "fuzz" => fuzz::fuzz(rest),
+        "stress" => stress::stress(rest),
         _ => bail!("unknown command `{command}`\n{USAGE}"),
     }
 }

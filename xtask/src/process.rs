@@ -69,10 +69,22 @@ pub(crate) fn test_binary() -> Result<PathBuf> {
     binary("dev")
 }
 
+/// Cargo, in the workspace, as a shell would start it: without what cargo has said to this program about its own package.
+/// Build scripts of libraries ask for some of that, and a change of it would have everything above them compiled again.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(workspace());
+    let is_of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_of_package)) {
+        cargo.env_remove(name);
+    }
+    cargo
+}
+
 fn binary(profile: &str) -> Result<PathBuf> {
     say(&format!("building rbuild ({profile})"));
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(workspace()).args(["build", "--profile", profile, "--quiet", "--package", "cli"]);
+    let mut cargo = cargo();
+    cargo.args(["build", "--profile", profile, "--quiet", "--package", "cli"]);
     cargo.arg("--message-format=json");
     let messages = output(&mut cargo)?;
     let mut executables = messages.lines().filter_map(|line| {

@@ -2,10 +2,13 @@
 
 mod advice;
 mod build;
+mod builds;
 mod check;
+mod context;
 mod cp;
 mod diff;
 mod doctor;
+mod explain;
 mod history;
 mod image;
 mod image_filter;
@@ -19,9 +22,11 @@ mod manifest;
 mod merge;
 mod remove;
 mod repro;
+pub(crate) mod room;
 mod run;
 mod save;
 mod space;
+mod store;
 mod table;
 mod transfer;
 
@@ -33,13 +38,20 @@ use cache::{Bucket, Store};
 use clap::CommandFactory;
 use executor::sandbox::{Isolation, kill_lost};
 
-use crate::args::{Cli, Command, Global, ImageCommand, ImagetoolsCommand, ManifestCommand};
+use crate::args::{
+    Cli, Command, ContextCommand, Global, ImageCommand, ImagetoolsCommand, ManifestCommand, StoreCommand,
+};
 use crate::failure::Failure;
 use crate::request::BuildRequest;
 use crate::ui;
 
 /// Runs the command.
 pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
+    let dir = cli.global.store.clone();
+    dispatch(cli).map_err(|failure| room::locate(failure, dir.as_deref()))
+}
+
+fn dispatch(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Build(args) => {
             let request = BuildRequest::check(*args)?;
@@ -59,7 +71,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::inspect(&open_store(&cli.global)?, &args),
         Command::History(args) => history::history(&open_store(&cli.global)?, &args, now()),
         Command::Image { command: ImageCommand::Prune(args) } => remove::prune(&open_store(&cli.global)?, &args, now()),
-        Command::Image { command } => run(Cli { command: by_its_own_name(command), global: cli.global }),
+        Command::Image { command } => dispatch(Cli { command: by_its_own_name(command), global: cli.global }),
         Command::Save(args) => save::save(&open_store(&cli.global)?, &args, &cli.global.confinement),
         Command::Load(args) => save::load(&open_store(&cli.global)?, &args),
         Command::Cp(args) => cp::cp(&open_store(&cli.global)?, &args, &cli.global.confinement),
@@ -73,6 +85,9 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
             merge::create(&open_store(&cli.global)?, &args, &cli.global.confinement)
         }
         Command::Diff(args) => diff::diff(&open_store(&cli.global)?, &args, &cli.global.confinement),
+        Command::Explain(args) => explain::explain(&open_store(&cli.global)?, &args, now()),
+        Command::Builds(args) => builds::builds(&open_store(&cli.global)?, &args, now()),
+        Command::Context { command: ContextCommand::Ls(args) } => context::ls(&args),
         Command::Repro(args) => repro::repro(args, &cli.global),
         Command::Merge(args) => merge::merge(&open_store(&cli.global)?, &args, &cli.global.confinement),
         Command::Push(args) => transfer::push(&open_store(&cli.global)?, &args, &cli.global.confinement),
@@ -85,6 +100,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Logout(args) => login::logout(&args),
         Command::Du(args) => space::du(&open_store(&cli.global)?, &args, now()),
         Command::Prune(args) => space::prune(&open_store(&cli.global)?, &args, now()),
+        Command::Store { command: StoreCommand::Check(args) } => store::check(&open_store(&cli.global)?, &args),
         Command::Doctor(args) => doctor::doctor(&cli.global, &args),
         Command::Completion { shell } => {
             let mut script = Vec::new();

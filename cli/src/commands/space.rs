@@ -5,6 +5,7 @@ use std::io::{BufRead, IsTerminal, Write};
 use cache::{PruneFilter, Store, UsageRecord};
 use serde_json::json;
 
+use super::listing::Listing;
 use super::table::Table;
 use crate::args::{DuArgs, PruneArgs};
 use crate::failure::Failure;
@@ -12,33 +13,59 @@ use crate::request::parse_bytes;
 use crate::ui;
 use crate::ui::format::{ago, size_short};
 
+const LISTING: Listing = Listing {
+    headings: &[
+        ("ID", "ID"),
+        ("Parents", "PARENTS"),
+        ("CreatedAt", "CREATED AT"),
+        ("Mutable", "MUTABLE"),
+        ("Reclaimable", "RECLAIMABLE"),
+        ("Shared", "SHARED"),
+        ("Size", "SIZE"),
+        ("SizeBytes", "BYTES"),
+        ("Description", "DESCRIPTION"),
+        ("UsageCount", "USAGE COUNT"),
+        ("LastUsedAt", "LAST ACCESSED"),
+        ("Type", "TYPE"),
+    ],
+    table: "{{.ID}}\t{{.Reclaimable}}\t{{.Size}}\t{{.LastUsedAt}}",
+};
+
 /// Shows what the store holds.
 pub(crate) fn du(store: &Store, args: &DuArgs, now: i64) -> Result<(), Failure> {
     let filter = filter(&args.filters)?;
     let mut records = store.usage()?;
     records.retain(|record| filter.matches(record));
-    let text = match (args.format.as_str(), args.verbose) {
-        ("json", _) => records.iter().map(|record| format!("{}\n", as_json(record, now))).collect(),
-        (_, true) => records.iter().map(|record| verbose(record, now)).collect::<String>() + &totals(&records),
-        (_, false) => table(&records, now) + &totals(&records),
+    let format = if args.verbose { "pretty" } else { args.format.as_deref().unwrap_or_default().trim() };
+    let text = match format {
+        "" | "table" => table(&records, now) + &totals(&records),
+        "pretty" => records.iter().map(|record| verbose(record, now)).collect::<String>() + &totals(&records),
+        format => {
+            let rows: Vec<_> = records.iter().map(|record| as_json(record, now)).collect();
+            LISTING.render(format, &rows)?
+        }
     };
     Ok(ui::stdout(&text)?)
 }
 
 /// Removes what can be made again.
 pub(crate) fn prune(store: &Store, args: &PruneArgs, now: i64) -> Result<(), Failure> {
-    if !args.force && !confirmed(args.all)? {
-        return Ok(());
-    }
     let mut filter = filter(&args.filters)?;
     filter.all = args.all;
     let bytes = |text: &Option<String>| text.as_deref().map(parse_bytes).transpose();
     filter.reserved_space = bytes(&args.keep_storage)?;
     filter.max_used_space = bytes(&args.max_used_space)?;
     filter.min_free_space = bytes(&args.min_free_space)?;
-    let removed = store.prune(&filter, false)?;
+    if !args.force && !args.dry_run && !confirmed(args.all)? {
+        return Ok(());
+    }
+    let removed = store.prune(&filter, args.dry_run)?;
     let total: u64 = removed.iter().map(|record| record.size_bytes).sum();
-    let text = if removed.is_empty() { String::new() } else { table(&removed, now) };
+    let text = match (removed.is_empty(), args.verbose) {
+        (true, _) => String::new(),
+        (false, true) => removed.iter().map(|record| verbose(record, now)).collect(),
+        (false, false) => table(&removed, now),
+    };
     Ok(ui::stdout(&format!("{text}Total:  {}\n", size_short(total)))?)
 }
 
@@ -111,6 +138,7 @@ fn as_json(record: &UsageRecord, now: i64) -> serde_json::Value {
         "Reclaimable": !record.in_use,
         "Shared": record.shared,
         "Size": size_short(record.size_bytes),
+        "SizeBytes": record.size_bytes,
         "Description": record.description,
         "UsageCount": record.usage_count,
         "LastUsedAt": ago(now - record.last_used_at),

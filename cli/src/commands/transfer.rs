@@ -15,6 +15,7 @@ use solver::{ImageOp, OpError, Outcome, Progress, Step};
 use tokio_util::sync::CancellationToken;
 
 use super::build::wire;
+use super::room::{self, Keeper, SpaceRequest};
 use crate::args::{PullArgs, PushArgs};
 use crate::env;
 use crate::failure::Failure;
@@ -113,7 +114,10 @@ pub(crate) fn pull(store: &Store, args: &PullArgs, confinement: &Confinement) ->
             .map_err(|error| Failure::usage(format!("invalid image name `{text}`: {error}")))
     });
     let names = names.collect::<Result<Vec<_>, _>>()?;
-    let lines = with_transfer(store, confinement, args.quiet, PullPolicy::Always, None, async |transfer| {
+    let space = SpaceRequest::check(&args.space)?;
+    let mut keeper = None;
+    let outcome = with_transfer(store, confinement, args.quiet, PullPolicy::Always, None, async |transfer| {
+        keeper = Some(Keeper::start(store, &space, &transfer.cancel));
         let mut lines = String::new();
         for name in &names {
             let work = async |step: Step| {
@@ -133,7 +137,9 @@ pub(crate) fn pull(store: &Store, args: &PullArgs, confinement: &Confinement) ->
             });
         }
         Ok(lines)
-    })?;
+    });
+    let exceeded = keeper.and_then(Keeper::end);
+    let lines = room::judge(outcome, exceeded.as_ref(), store.root())?;
     Ok(ui::stdout(&lines)?)
 }
 

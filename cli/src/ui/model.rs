@@ -50,6 +50,8 @@ pub(crate) struct StepState {
     pub(crate) finished: Option<(Outcome, Instant)>,
     pub(crate) statuses: Vec<Status>,
     pub(crate) miss: Option<String>,
+    /// Where else its result was found.
+    pub(crate) imported: Option<String>,
     /// The architecture for which its command is emulated.
     pub(crate) emulated: Option<String>,
     /// Complete lines with the seconds at which they ended; the oldest are dropped.
@@ -130,6 +132,7 @@ impl Steps {
             finished: None,
             statuses: Vec::new(),
             miss: None,
+            imported: None,
             emulated: None,
             lines: VecDeque::new(),
             partial: Vec::new(),

@@ -76,6 +76,11 @@ impl<W: Write> Plain<W> {
                 }
                 self.put(step, format!("MISS: {reason}"));
             }
+            Event::Imported { step, from } => {
+                if let Some(state) = self.steps.get_mut(step) {
+                    state.imported = Some(from);
+                }
+            }
             Event::Emulated { step, architecture } => self.put(step, format!("EMULATED linux/{architecture}")),
             Event::Warning { step: Some(step), message } => self.put(step, format!("WARN: {message}")),
             Event::Warning { step: None, message } => self.line(&format!("WARN: {message}")),
@@ -135,13 +140,17 @@ impl<W: Write> Plain<W> {
         let Some(state) = self.steps.get_mut(step) else { return };
         let last = state.end_output(at);
         state.finished = Some((outcome.clone(), at));
+        let imported = state.imported.clone();
         let seconds = state.elapsed(at).as_secs_f64();
         if let Some((seconds, line)) = last {
             self.put(step, format!("{} {line}", log_seconds(seconds)));
         }
         let terminator = match outcome {
             Outcome::Done => format!("DONE {seconds:.1}s"),
-            Outcome::Cached => "CACHED".to_owned(),
+            Outcome::Cached => match imported {
+                Some(from) => format!("CACHED from {from}"),
+                None => "CACHED".to_owned(),
+            },
             Outcome::Failed(message) => format!("ERROR: {message}"),
             Outcome::Canceled => "CANCELED".to_owned(),
         };

@@ -67,6 +67,11 @@ impl<W: Write> RawJson<W> {
                 json!({"statuses": [status]})
             }
             Event::Miss { step, reason } => warning(self.digest(step), &format!("MISS: {reason}")),
+            Event::Imported { step, from } => {
+                let at = self.time(Instant::now());
+                json!({"statuses": [{"id": format!("cached in {from}"), "vertex": self.digest(step), "current": 0,
+                    "timestamp": at, "completed": at}]})
+            }
             Event::Emulated { step, architecture } => {
                 let platform = format!("linux/{architecture}");
                 if let Some(vertex) = self.steps.get_mut(&step) {

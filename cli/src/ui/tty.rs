@@ -77,6 +77,11 @@ impl<W: Write> Tty<W> {
                     state.miss = Some(reason);
                 }
             }
+            Event::Imported { step, from } => {
+                if let Some(state) = self.steps.get_mut(step) {
+                    state.imported = Some(from);
+                }
+            }
             Event::Emulated { step, architecture } => {
                 if let Some(state) = self.steps.get_mut(step) {
                     state.emulated = Some(architecture);
@@ -166,7 +171,8 @@ impl<W: Write> Tty<W> {
         };
         let seconds = format!("{:3.1}s", state.elapsed(now).as_secs_f64());
         let room = columns.saturating_sub(seconds.len() + 1);
-        let miss = state.miss.as_ref().map(|reason| format!("  ({reason})")).unwrap_or_default();
+        let from = || state.imported.as_ref().map(|from| format!("  (from {from})"));
+        let miss = state.miss.as_ref().map(|reason| format!("  ({reason})")).or_else(from).unwrap_or_default();
         let emulated = state.emulated.as_ref().map(|name| format!("EMULATED {name} ")).unwrap_or_default();
         let left = clip(&format!(" => {prefix}{emulated}{}{miss}", visible(&state.name)), room);
         let padding = " ".repeat((room + 1).saturating_sub(width(&left)));

@@ -12,6 +12,7 @@ use cache::ContentDigest;
 use rayon::prelude::*;
 use solver::traits::Selection;
 
+use super::file_list::{Group, list};
 use super::select::{Item, Place, Selected, literal, select};
 use super::source::{Source, SourceDir};
 use super::walk::{WalkRules, walk};
@@ -21,13 +22,37 @@ use crate::view::{Node, NodeKind};
 /// Domain of version 1 of the encoding.
 const DOMAIN: &str = "rbuild selection digest, v1";
 
+/// A digest, and what was hashed.
+#[derive(Debug)]
+pub struct Digested {
+    /// The digest.
+    pub digest: ContentDigest,
+    records: Vec<u8>,
+    groups: Vec<Group>,
+}
+
+impl Digested {
+    /// The files, one by one, as [`cache::Store::put_file_list`] takes them.
+    pub fn file_list(&self) -> Vec<u8> {
+        list(&self.records, &self.groups)
+    }
+}
+
 /// Computes the digest of what `selection` takes from `source`.
+///
+/// # Errors
+/// As [`digested`].
+pub fn digest(source: &Source, selection: &Selection<'_>) -> Result<ContentDigest> {
+    Ok(digested(source, selection)?.digest)
+}
+
+/// Computes the digest of what `selection` takes from `source`, and keeps what it is made from.
 ///
 /// Reads files on all cores; of a context only those that the index does not know.
 ///
 /// # Errors
 /// As [`select`]; [`ContextError::Changed`] for a file that is written to.
-pub fn digest(source: &Source, selection: &Selection<'_>) -> Result<ContentDigest> {
+pub fn digested(source: &Source, selection: &Selection<'_>) -> Result<Digested> {
     let mut records = Records::default();
     match selection {
         Selection::Path(path) => records.item(&literal(source, path)?, Top::Counts, &WalkRules::default())?,
@@ -39,7 +64,7 @@ pub fn digest(source: &Source, selection: &Selection<'_>) -> Result<ContentDiges
             }
             Selected::Parents { bases, rules } => {
                 for base in &bases {
-                    records.mark(Mark::Base);
+                    records.mark(Mark::Base, base.path());
                     records.contents(base, &rules)?;
                 }
             }
@@ -58,8 +83,8 @@ enum Top {
 }
 
 /// Starts a group of records.
-#[derive(Clone, Copy)]
-enum Mark {
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Mark {
     Leaf = 1,
     Contents = 2,
     Root = 3,
@@ -70,6 +95,7 @@ enum Mark {
 #[derive(Default)]
 struct Records {
     bytes: Vec<u8>,
+    groups: Vec<Group>,
     files: Vec<PendingFile>,
 }
 
@@ -87,22 +113,23 @@ const SIZE_OFFSET: usize = 1 + 3 * 4;
 const ENTRIES_PER_TASK: usize = 32;
 
 impl Records {
-    fn mark(&mut self, mark: Mark) {
+    fn mark(&mut self, mark: Mark, place: &Path) {
+        self.groups.push(Group::new(self.bytes.len(), mark, place));
         self.bytes.push(mark as u8);
     }
 
     fn item(&mut self, item: &Item, top: Top, rules: &WalkRules) -> Result<()> {
         match (&item.place, top) {
             (Place::Leaf(dir, name), _) => {
-                self.mark(Mark::Leaf);
+                self.mark(Mark::Leaf, Path::new(&item.name));
                 self.record(Path::new(&item.name), dir, name, &item.node)
             }
             (Place::Dir(dir), Top::Dissolves) => {
-                self.mark(Mark::Contents);
+                self.mark(Mark::Contents, Path::new(&item.name));
                 self.contents(dir, rules)
             }
             (Place::Dir(dir), Top::Counts) => {
-                self.mark(Mark::Root);
+                self.mark(Mark::Root, Path::new(&item.name));
                 put_metadata(&mut self.bytes, &item.node);
                 self.contents(dir, rules)
             }
@@ -151,7 +178,7 @@ impl Records {
     }
 
     /// Fills the gaps and hashes everything.
-    fn finish(mut self) -> Result<ContentDigest> {
+    fn finish(mut self) -> Result<Digested> {
         let files = std::mem::take(&mut self.files);
         let digests = files.par_iter().with_min_len(16).map(file_digest).collect::<Result<Vec<_>>>()?;
         if let Some(SourceDir::Context(context, _)) = files.first().map(|file| &file.dir) {
@@ -164,7 +191,8 @@ impl Records {
         }
         let mut hasher = blake3::Hasher::new_derive_key(DOMAIN);
         hasher.update(&self.bytes);
-        Ok(ContentDigest(*hasher.finalize().as_bytes()))
+        let digest = ContentDigest(*hasher.finalize().as_bytes());
+        Ok(Digested { digest, records: self.bytes, groups: self.groups })
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use solver::OpError;
 use solver::plan::quote;
 
-use super::HidingRule;
+use super::RuleAt;
 use super::source::{Source, SourceDir};
 use crate::view::{ViewError, normal_components};
 
@@ -78,7 +78,7 @@ fn hints(source: &Source, path: &Path) -> super::Result<Vec<String>> {
     if let Source::Context(context) = source {
         let relative = path.strip_prefix("/").unwrap_or(path);
         let looked_for = context.root_path().join(relative);
-        if let Some(HidingRule { pattern, file, line_1based }) = context.rules().rule(relative)
+        if let Some(RuleAt { pattern, file, line_1based, hides: true }) = context.rules().decided_by(relative)
             && looked_for.symlink_metadata().is_ok()
         {
             let name = relative.display();

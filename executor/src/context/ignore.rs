@@ -13,15 +13,17 @@ pub struct IgnoreRules {
     pub file: String,
 }
 
-/// A pattern that hides something, for messages.
+/// A rule that decides about a path, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HidingRule {
+pub struct RuleAt {
     /// As written.
     pub pattern: String,
     /// The file it is in.
     pub file: String,
     /// Its line.
     pub line_1based: u32,
+    /// Whether it hides; else it shows again what an earlier one hides.
+    pub hides: bool,
 }
 
 impl IgnoreRules {
@@ -37,10 +39,15 @@ impl IgnoreRules {
         !self.patterns.excludes_all_below(verdict, &path.to_string_lossy())
     }
 
-    /// The rule that hides `path` or the directory around it; `None` when nothing does.
-    pub fn rule(&self, path: &Path) -> Option<HidingRule> {
+    /// The rule that decides about `path` or a directory around it; `None` when no rule matches.
+    pub fn decided_by(&self, path: &Path) -> Option<RuleAt> {
         let verdict = self.patterns.decide(&path.to_string_lossy());
-        let pattern = self.patterns.patterns().get(verdict.decided_by()?).filter(|_| verdict.is_excluded())?;
-        Some(HidingRule { pattern: pattern.text.clone(), file: self.file.clone(), line_1based: pattern.line_1based })
+        let pattern = self.patterns.patterns().get(verdict.decided_by()?)?;
+        Some(RuleAt {
+            pattern: pattern.text.clone(),
+            file: self.file.clone(),
+            line_1based: pattern.line_1based,
+            hides: verdict.is_excluded(),
+        })
     }
 }

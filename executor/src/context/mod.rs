@@ -12,7 +12,9 @@ mod content;
 pub mod digest;
 mod dir;
 mod error;
+mod file_list;
 mod ignore;
+pub mod listing;
 mod mount;
 mod scan;
 pub mod select;
@@ -35,7 +37,7 @@ use content::Linked;
 pub use content::{FileContent, Stamp};
 pub use dir::{ContextDir, Entry};
 pub use error::ContextError;
-pub use ignore::{HidingRule, IgnoreRules};
+pub use ignore::{IgnoreRules, RuleAt};
 pub use mount::{MountSource, materialize_for_mount};
 
 use crate::view::resolve::{self, Child, Last, Resolved, Tree};

@@ -3,38 +3,47 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, ioctl_ficlone, linkat, mknodat, openat};
-use rustix::io::Errno;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, ioctl_ficlone, mknodat, openat};
 use tempfile::TempDir;
 
 use super::select::{Place, literal};
 use super::source::{Source, SourceDir};
 use super::walk::{WalkRules, walk};
-use super::{ContextError, LocalContext, Result};
+use super::{ContextDir, ContextError, LocalContext, Result};
 use crate::view::{Node, NodeKind, ViewError};
+use crate::whiteout::make_whiteout;
 
 /// Something that a bind mount of a context can show.
 #[derive(Debug)]
 pub struct MountSource {
-    path: PathBuf,
+    layers: Vec<PathBuf>,
     _scratch: Option<TempDir>,
 }
 
+/// File systems that overlayfs does not take for a layer, because their names are not just bytes: FAT, exFAT, NTFS.
+const NO_LAYERS: [i64; 4] = [0x4d44, 0x2011_bab0, 0x5346_544e, 0x7366_746e];
+
 impl MountSource {
-    /// The host path to mount: a directory, or a single file. Valid as long as this value lives.
-    pub fn path(&self) -> &Path {
-        &self.path
+    fn itself(path: PathBuf) -> Self {
+        Self { layers: vec![path], _scratch: None }
+    }
+
+    /// The host paths that, merged as layers (the first is the base), show it: a directory, a single file, or a directory and
+    /// the marks that hide something of it. Valid as long as this value lives.
+    pub fn layers(&self) -> &[PathBuf] {
+        &self.layers
     }
 }
 
-/// Gives a host path that shows `subpath` of the context through its ignore rules.
+/// Gives what shows `subpath` of the context through its ignore rules.
 ///
-/// When nothing is hidden below it this is the place itself; else a tree in a new directory inside `scratch`, made of
-/// hard links where the file system allows it, else of reflinks or copies. Callers must mount it so that writes do not
-/// reach it: hard links are the context's own files.
+/// When nothing is hidden below it this is the place itself; else the place with a layer of deletion marks above it, in a
+/// new directory inside `scratch`; where there can be no such layers, a copy. Nothing is ever linked: a link changes the
+/// file that it leads to (its change time), which is another build's sign that somebody writes to it. Callers must mount
+/// it so that writes do not reach it.
 ///
 /// # Errors
 /// [`ContextError::NotFound`] when there is nothing at `subpath`, and I/O errors.
@@ -51,33 +60,97 @@ pub fn materialize_for_mount(context: &LocalContext, subpath: &str, scratch: &Pa
         }
     };
     let Some(dir) = dir.filter(|_| !context.rules().patterns.is_empty()) else {
-        return Ok(MountSource { path, _scratch: None });
+        return Ok(MountSource::itself(path));
     };
-    if !hides_something(context, &dir)? {
-        return Ok(MountSource { path, _scratch: None });
+    let mut marks = Marks { context, below: dir.path(), scratch, made: None, dirs: Vec::new() };
+    marks.hide(&dir)?;
+    let Some((hidden, marks_root)) = marks.finish()? else { return Ok(MountSource::itself(path)) };
+    let fs_type = rustix::fs::statfs(&path).map_err(|e| io_error("stat", &path, e.into()))?.f_type;
+    if !NO_LAYERS.contains(&fs_type) {
+        return Ok(MountSource { layers: vec![path, marks_root], _scratch: Some(hidden) });
     }
-    let copy = TempDir::new_in(scratch).map_err(|e| io_error("create a directory in", scratch, e))?;
-    let root = copy.path().join("context");
-    materialize(&SourceDir::Context(context.clone(), dir), &item.node, &root)?;
-    Ok(MountSource { path: root, _scratch: Some(copy) })
+    let copy = hidden.path().join("copy");
+    materialize(&SourceDir::Context(context.clone(), dir), &item.node, &copy)?;
+    Ok(MountSource { layers: vec![copy], _scratch: Some(hidden) })
 }
 
-/// Whether anything that exists below `dir` is not visible.
-fn hides_something(context: &LocalContext, dir: &super::ContextDir) -> Result<bool> {
-    let n_existing = fs::read_dir(context.host_path(dir.path()))
-        .map_err(|e| io_error("list", &context.host_path(dir.path()), e))?
-        .count();
-    if n_existing != dir.entries().len() {
-        return Ok(true);
-    }
-    for entry in dir.entries().iter().filter(|entry| entry.kind().is_dir()) {
-        if let Some(child) = context.child_dir(dir, dir.name_of(entry))?
-            && hides_something(context, &child)?
-        {
-            return Ok(true);
+/// A layer of deletion marks, as it is made: without directories as long as nothing is hidden.
+struct Marks<'a> {
+    context: &'a LocalContext,
+    /// The directory that is shown, relative to the context.
+    below: &'a Path,
+    scratch: &'a Path,
+    made: Option<TempDir>,
+    /// Those of the layer, with what they stand for, parents first.
+    dirs: Vec<(PathBuf, PathBuf)>,
+}
+
+/// The layer's root in its scratch directory.
+const MARKS: &str = "hidden";
+
+impl Marks<'_> {
+    /// Marks all that exists in `dir` or below and is not visible.
+    fn hide(&mut self, dir: &ContextDir) -> Result<()> {
+        let host = self.context.host_path(dir.path());
+        let failed = |e| io_error("list", &host, e);
+        for existing in fs::read_dir(&host).map_err(failed)? {
+            let name = existing.map_err(failed)?.file_name();
+            if dir.entry(&name).is_none() {
+                let path = self.dir(dir.path())?.join(&name);
+                make_whiteout(CWD, &path).map_err(|e| io_error("create", &path, e.into()))?;
+            }
         }
+        for entry in dir.entries().iter().filter(|entry| entry.kind().is_dir()) {
+            if let Some(child) = self.context.child_dir(dir, dir.name_of(entry))? {
+                self.hide(&child)?;
+            }
+        }
+        Ok(())
     }
-    Ok(false)
+
+    /// The directory of the layer that stands for `path` of the context.
+    fn dir(&mut self, path: &Path) -> Result<PathBuf> {
+        let made = match &mut self.made {
+            Some(made) => made,
+            none => none
+                .insert(TempDir::new_in(self.scratch).map_err(|e| io_error("create a directory in", self.scratch, e))?),
+        };
+        let mut whole = made.path().join(MARKS);
+        let mut origin = self.context.host_path(self.below);
+        let relative = path.strip_prefix(self.below).unwrap_or(path);
+        for name in std::iter::once(OsStr::new("")).chain(relative) {
+            if !name.is_empty() {
+                whole.push(name);
+                origin.push(name);
+            }
+            match fs::create_dir(&whole) {
+                Ok(()) => self.dirs.push((whole.clone(), origin.clone())),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(io_error("create", &whole, error)),
+            }
+        }
+        Ok(whole)
+    }
+
+    /// Gives the directories what those have that they are merged with, as the topmost one counts. `None` when nothing is
+    /// hidden.
+    fn finish(self) -> Result<Option<(TempDir, PathBuf)>> {
+        // Children first, so that making them does not touch the times of a finished directory.
+        for (path, origin) in self.dirs.iter().rev() {
+            let finish = fs::symlink_metadata(origin).and_then(|metadata| {
+                // An owner that cannot be given is one that could not be seen either.
+                drop(chown(path, Some(metadata.uid()), Some(metadata.gid())));
+                fs::set_permissions(path, metadata.permissions())?;
+                let times = fs::FileTimes::new().set_modified(metadata.modified()?);
+                fs::File::open(path)?.set_times(times)
+            });
+            finish.map_err(|e| io_error("set the metadata of", path, e))?;
+        }
+        Ok(self.made.map(|made| {
+            let root = made.path().join(MARKS);
+            (made, root)
+        }))
+    }
 }
 
 fn materialize(dir: &SourceDir, node: &Node, root: &Path) -> Result<()> {
@@ -121,18 +194,6 @@ fn make_node(to: &Path, file_type: FileType, node: &Node) -> io::Result<()> {
 
 fn place_file(dir: &SourceDir, name: &OsStr, node: &Node, to: &Path) -> Result<()> {
     let failed = |e: io::Error| ContextError::View(ViewError::io("create", to, e));
-    if let SourceDir::Context(context, dir) = dir {
-        let path = dir.path().join(name);
-        let handle = context
-            .open_beneath(&path, OFlags::PATH)
-            .map_err(|e| ViewError::io("open", context.host_path(&path), e))?;
-        let by_handle = crate::view::fd_path(&handle);
-        match linkat(CWD, &by_handle, CWD, to, AtFlags::SYMLINK_FOLLOW) {
-            Ok(()) => return Ok(()),
-            Err(Errno::XDEV | Errno::PERM | Errno::ACCESS | Errno::MLINK | Errno::OPNOTSUPP | Errno::NOENT) => {}
-            Err(e) => return Err(failed(e.into())),
-        }
-    }
     let mut from = dir.open_file(name)?.file;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let fd = openat(CWD, to, flags, Mode::RUSR | Mode::WUSR).map_err(|e| failed(e.into()))?;

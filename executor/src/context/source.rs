@@ -273,12 +273,17 @@ impl SourceDir {
         }
     }
 
-    /// Path of `name` for messages, inside the source and without a leading slash.
-    pub fn display_path(&self, name: &OsStr) -> std::path::PathBuf {
-        let dir = match self {
+    /// Its path in the source.
+    pub fn path(&self) -> &Path {
+        match self {
             Self::View(dir) => dir.path(),
             Self::Context(_, dir) => dir.path(),
-        };
+        }
+    }
+
+    /// Path of `name` for messages, inside the source and without a leading slash.
+    pub fn display_path(&self, name: &OsStr) -> std::path::PathBuf {
+        let dir = self.path();
         dir.strip_prefix("/").unwrap_or(dir).join(name)
     }
 }

@@ -1,5 +1,5 @@
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt, symlink};
 use std::time::{Duration, SystemTime};
 
 use cache::{ContentDigest, Store};
@@ -353,28 +353,42 @@ fn mounts_show_the_context_through_its_rules() {
     let space = Space::new();
     space.write("d/f", "text");
     space.write("d/sub/g", "text");
+    space.write("d/sub/no.log", "");
+    space.write("d/plain/h", "text");
     space.write("d/no.log", "");
     space.link("d/l", "f");
     space.chmod("d/sub", 0o711);
     let scratch = space.path("scratch");
     fs::create_dir(&scratch).unwrap();
 
-    let itself = materialize_for_mount(&space.open(""), "/d", &scratch).unwrap();
-    assert_eq!(itself.path(), space.path("ctx/d"));
-    let elsewhere = materialize_for_mount(&space.open("other"), "/d", &scratch).unwrap();
-    assert_eq!(elsewhere.path(), space.path("ctx/d"));
+    let before = fs::metadata(space.path("ctx/d/f")).unwrap();
+    for rules in ["", "other"] {
+        let itself = materialize_for_mount(&space.open(rules), "/d", &scratch).unwrap();
+        assert_eq!(itself.layers(), [space.path("ctx/d")]);
+    }
     let file = materialize_for_mount(&space.open("**/*.log"), "/d/l", &scratch).unwrap();
-    assert_eq!(file.path(), space.path("ctx/d/f"));
+    assert_eq!(file.layers(), [space.path("ctx/d/f")]);
+    assert!(fs::read_dir(&scratch).unwrap().next().is_none());
 
     let filtered = materialize_for_mount(&space.open("**/*.log"), "/d", &scratch).unwrap();
-    assert_ne!(filtered.path(), space.path("ctx/d"));
-    assert_eq!(fs::read_to_string(filtered.path().join("sub/g")).unwrap(), "text");
-    assert!(!filtered.path().join("no.log").exists());
-    assert_eq!(fs::read_link(filtered.path().join("l")).unwrap(), Path::new("f"));
+    let [base, marks] = filtered.layers() else { panic!("{filtered:?}") };
+    let merged = RootView::open(&[base.clone(), marks.clone()]).unwrap();
+    let names = |path: &str| {
+        let mut names = merged.list(Path::new(path)).unwrap().unwrap();
+        names.sort();
+        names
+    };
+    assert_eq!(names("/"), ["f", "l", "plain", "sub"]);
+    assert_eq!(names("/sub"), ["g"]);
+    // What stands above a directory looks like it.
     let modified = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
-    assert_eq!(modified(&filtered.path().join("sub")), modified(&space.path("ctx/d/sub")));
-    assert_eq!(fs::metadata(filtered.path().join("sub")).unwrap().permissions().mode() & 0o777, 0o711);
-    let root = filtered.path().to_owned();
+    assert_eq!(modified(&marks.join("sub")), modified(&space.path("ctx/d/sub")));
+    assert_eq!(fs::metadata(marks.join("sub")).unwrap().permissions().mode() & 0o777, 0o711);
+    assert!(!marks.join("plain").exists());
+    // The files themselves know nothing of it.
+    let after = fs::metadata(space.path("ctx/d/f")).unwrap();
+    assert_eq!((after.nlink(), after.ctime_nsec()), (before.nlink(), before.ctime_nsec()));
+    let root = marks.clone();
     drop(filtered);
     assert!(!root.exists());
 }

@@ -20,6 +20,8 @@ pub struct Assembly {
     pub n_base_history: usize,
     /// `SOURCE_DATE_EPOCH`.
     pub epoch: Option<i64>,
+    /// Layers of the base that are not to be pushed keep the media types and addresses that say so.
+    pub keeps_nondistributable: bool,
 }
 
 /// One layer of the image, base layer first in lists.
@@ -118,7 +120,7 @@ pub fn assemble(
         media_type: Some(manifest_type.to_owned()),
         artifact_type: None,
         config: Descriptor::new(config_type, Digest::of(&config), config.len() as u64),
-        layers: layers.iter().map(|layer| layer_descriptor(layer, types)).collect(),
+        layers: layers.iter().map(|layer| layer_descriptor(layer, types, assembly.keeps_nondistributable)).collect(),
         subject: None,
         annotations: in_manifest,
     };
@@ -180,13 +182,18 @@ fn fill_times(history: &mut [HistoryEntry]) {
     }
 }
 
-fn layer_descriptor(layer: &AssembledLayer, types: MediaTypes) -> Descriptor {
+fn layer_descriptor(layer: &AssembledLayer, types: MediaTypes, keeps_nondistributable: bool) -> Descriptor {
     let blob = &layer.blob;
+    let is_kept = keeps_nondistributable && media_type::is_nondistributable(&blob.media_type);
+    let media_type = if is_kept { &*blob.media_type } else { media_type::distributable(&blob.media_type) };
     let media_type = match types {
-        MediaTypes::Oci => oci_layer_type(&blob.media_type),
-        MediaTypes::Docker => docker_layer_type(&blob.media_type),
+        MediaTypes::Oci => oci_layer_type(media_type),
+        MediaTypes::Docker => docker_layer_type(media_type),
     };
     let mut descriptor = Descriptor::new(media_type, blob.digest.clone(), blob.size_bytes);
+    if is_kept {
+        descriptor.urls = blob.urls.clone();
+    }
     if types == MediaTypes::Oci {
         let own = blob.annotations.iter().filter(|(name, _)| !is_internal(name));
         descriptor.annotations.extend(own.map(|(name, value)| (name.clone(), value.clone())));
@@ -212,6 +219,8 @@ fn oci_layer_type(media_type: &str) -> &str {
         media_type::DOCKER_LAYER => media_type::OCI_LAYER,
         media_type::DOCKER_LAYER_GZIP => media_type::OCI_LAYER_GZIP,
         media_type::DOCKER_LAYER_ZSTD => media_type::OCI_LAYER_ZSTD,
+        media_type::DOCKER_FOREIGN_LAYER => media_type::OCI_NONDIST_LAYER,
+        media_type::DOCKER_FOREIGN_LAYER_GZIP => media_type::OCI_NONDIST_LAYER_GZIP,
         other => other,
     }
 }
@@ -221,6 +230,8 @@ fn docker_layer_type(media_type: &str) -> &str {
         media_type::OCI_LAYER => media_type::DOCKER_LAYER,
         media_type::OCI_LAYER_GZIP => media_type::DOCKER_LAYER_GZIP,
         media_type::OCI_LAYER_ZSTD => media_type::DOCKER_LAYER_ZSTD,
+        media_type::OCI_NONDIST_LAYER => media_type::DOCKER_FOREIGN_LAYER,
+        media_type::OCI_NONDIST_LAYER_GZIP => media_type::DOCKER_FOREIGN_LAYER_GZIP,
         other => other,
     }
 }
@@ -245,7 +256,7 @@ mod tests {
     }
 
     fn assembly(history: Vec<HistoryEntry>, n_base_history: usize, epoch: Option<i64>) -> Assembly {
-        Assembly { config: ImageConfig::default(), history, n_base_history, epoch }
+        Assembly { config: ImageConfig::default(), history, n_base_history, epoch, keeps_nondistributable: false }
     }
 
     fn times(assembly: &Assembly, layers: &[AssembledLayer]) -> Vec<String> {
@@ -302,6 +313,32 @@ mod tests {
         assert_eq!(docker.parsed.layers[0].media_type, media_type::DOCKER_LAYER_GZIP);
         let oci = assemble(&one, &[layer("a", 0)], MediaTypes::Oci, &annotations);
         assert_eq!((oci.parsed.annotations.clone(), oci.descriptor().annotations), (some.clone(), some));
+    }
+
+    #[test]
+    fn layers_that_stay_elsewhere_become_ordinary_ones_unless_asked_to_stay() {
+        let foreign = |media_type: &str| {
+            let mut layer = layer("a", 0);
+            layer.blob.media_type = media_type.to_owned();
+            layer.blob.urls = vec!["https://elsewhere.example/a".to_owned()];
+            layer
+        };
+        let of = |layer: &AssembledLayer, types, keeps_nondistributable| {
+            let assembly = Assembly { keeps_nondistributable, ..assembly(vec![entry("a", None, false)], 1, None) };
+            let layers = assemble(&assembly, std::slice::from_ref(layer), types, &ImageAnnotations::default());
+            (layers.parsed.layers[0].media_type.clone(), layers.parsed.layers[0].urls.len())
+        };
+        for media_type in [media_type::OCI_NONDIST_LAYER_GZIP, media_type::DOCKER_FOREIGN_LAYER_GZIP] {
+            let layer = foreign(media_type);
+            for (types, ordinary, kept) in [
+                (MediaTypes::Oci, media_type::OCI_LAYER_GZIP, media_type::OCI_NONDIST_LAYER_GZIP),
+                (MediaTypes::Docker, media_type::DOCKER_LAYER_GZIP, media_type::DOCKER_FOREIGN_LAYER_GZIP),
+            ] {
+                assert_eq!(of(&layer, types, false), (ordinary.to_owned(), 0));
+                assert_eq!(of(&layer, types, true), (kept.to_owned(), 1));
+            }
+        }
+        assert_eq!(of(&layer("a", 0), MediaTypes::Oci, true), (media_type::OCI_LAYER_GZIP.to_owned(), 0));
     }
 
     #[test]

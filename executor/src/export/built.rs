@@ -141,7 +141,12 @@ mod tests {
             descriptor: BTreeMap::from([("for".to_owned(), platform.architecture.clone())]),
             ..ImageAnnotations::default()
         };
-        assemble(&Assembly { config, history, n_base_history: 0, epoch: None }, &[], types, &annotations)
+        assemble(
+            &Assembly { config, history, n_base_history: 0, epoch: None, keeps_nondistributable: false },
+            &[],
+            types,
+            &annotations,
+        )
     }
 
     fn platforms() -> [Platform; 2] {

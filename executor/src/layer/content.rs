@@ -20,7 +20,7 @@ use super::error::{Result, TreeError, as_path};
 use super::walk::{DirStep, LeafStep, Step, Walk, load_ahead};
 
 /// Context string of the BLAKE3 key: names the format and its version.
-const CONTEXT: &str = "rbuild content of a built layer, v1";
+pub const CONTEXT: &str = "rbuild content of a built layer, v1";
 /// Files up to this size are read with one read; longer ones are mapped and hashed by several threads.
 const SMALL_FILE_BYTES: u64 = 256 * 1024;
 /// File systems stamp files with the time of the last timer tick, up to 10 ms before the clock's.

@@ -19,9 +19,10 @@ mod tree_tar;
 mod unchanged;
 mod unpack;
 mod untouched;
+mod verify;
 mod walk;
 
-pub use content::{ContentFacts, ContentHasher, content_digest};
+pub use content::{CONTEXT as CONTENT_DOMAIN, ContentFacts, ContentHasher, content_digest};
 pub use error::{Result, TreeError};
 pub use fix_up::fix_up;
 pub use lower::{LowerMeta, LowerView, NothingBelow};
@@ -30,3 +31,4 @@ pub use tree_tar::write_tree;
 pub use unchanged::drop_unchanged;
 pub(crate) use unchanged::is_same;
 pub use unpack::{DeferredLink, OverlayFlavour, UnpackOptions, Unpacked, unpack};
+pub use verify::diff_id_of_tree;

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, statat, unlinkat};
@@ -14,13 +15,18 @@ use super::dir;
 use super::error::{Result, TreeError, as_path};
 use super::lower::LowerView;
 use super::untouched::Untouched;
-use super::walk::{LeafStep, Step, Walk};
+use super::walk::{LeafStep, Step, Walk, last_component};
 
 /// Bytes that are compared at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// Removes the files of `tree` that are copies of what shines through from below anyway: the same in kind, owner, mode,
-/// time, xattrs and content. Directories stay, with the times that they had.
+/// Removes what is in `tree` as a copy of what shines through from below anyway: files that are the same in kind, owner, mode,
+/// time, xattrs and content, and then directories that have nothing in them and are the same but for their time.
+/// Other directories keep the times that they had.
+///
+/// Such a directory is no entry of the layer's tar ([`super::write_tree`]), only its tree would have it: put on other layers,
+/// where nothing of that name shines through, the tree would then show more than the tar, and a tar may well be that of
+/// two layers.
 ///
 /// Only what overlayfs marked as a copy is looked at, so a tree of new files costs one system call a file. `here` is the
 /// view of the tree by itself, `below` that of what lies below it.
@@ -41,7 +47,52 @@ pub fn drop_unchanged(tree: &Path, here: &dyn LowerView, below: &dyn LowerView) 
             remove(&leaf)?;
         }
     }
+    drop_empty_dirs(tree, here, below)
+}
+
+/// Removes the directories of `tree` that have nothing in them and are as below, their times aside.
+fn drop_empty_dirs(tree: &Path, here: &dyn LowerView, below: &dyn LowerView) -> Result<()> {
+    let root = dir::open_tree(tree).map_err(|error| TreeError::io("open", tree, error))?;
+    if dir::own_xattrs(&root).map_err(|error| TreeError::io("read xattrs of", tree, error))?.is_opaque {
+        return Ok(());
+    }
+    let mut walk = Walk::new(tree, Some(below))?;
+    let (mut candidates, mut opaque) = (Vec::new(), Vec::<Vec<u8>>::new());
+    while let Some(step) = walk.next_step()? {
+        let Step::Dir(dir) = step else { continue };
+        // Nothing shines through there.
+        if dir.is_opaque || opaque.iter().any(|above| is_in(&dir.path, above)) {
+            opaque.extend(dir.is_opaque.then_some(dir.path));
+        } else if !dir.is_changed {
+            candidates.push(dir.path);
+        }
+    }
+    // What is in a directory before it: that may be all that it has.
+    for path in candidates.iter().rev() {
+        let whole = as_path(path);
+        let xattrs = |view: &dyn LowerView| {
+            let mut xattrs = view.xattrs(whole).map_err(|error| TreeError::io("read xattrs of", whole, error))?;
+            xattrs.sort();
+            Ok::<_, TreeError>(xattrs)
+        };
+        let (parent, name) = (whole.parent().unwrap_or(Path::new("")), last_component(path));
+        let at = |operation| TreeError::io_at(operation, path);
+        let fd = dir::open_dir(&root, path).map_err(at("open"))?;
+        if !dir::list(&fd).map_err(at("list"))?.is_empty() || xattrs(here)? != xattrs(below)? {
+            continue;
+        }
+        let parent_name = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        let parent_fd = dir::open_dir(&root, parent_name.as_os_str().as_bytes()).map_err(at("open the parent of"))?;
+        let untouched = Untouched::remember(parent_fd.as_fd(), parent.as_os_str().as_bytes())?;
+        unlinkat(&parent_fd, name, AtFlags::REMOVEDIR).map_err(at("remove"))?;
+        untouched.restore()?;
+    }
     Ok(())
+}
+
+/// Whether `path` is below the directory `above`.
+fn is_in(path: &[u8], above: &[u8]) -> bool {
+    path.strip_prefix(above).is_some_and(|rest| rest.first() == Some(&b'/'))
 }
 
 /// Whether overlayfs may have copied it: whiteouts and special files it makes anew.

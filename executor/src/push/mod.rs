@@ -102,8 +102,10 @@ impl Pusher {
         blob: &Blob,
         shown: &(dyn Fn() -> Step + Sync),
     ) -> Result<Pushed, OpError> {
-        let mounts = self.mounts(repository, blob)?;
         let descriptor = &blob.descriptor;
+        // Whoever brings it to another repository of the registry is awaited: then it is mounted from there.
+        let _turn = self.images.turn(repository.registry(), &descriptor.digest).await;
+        let mounts = self.mounts(repository, blob)?;
         let sent = match self.send(client, repository, descriptor, &mounts, shown).await {
             // What came from a registry and can be had there again is not always here.
             Err(RegistryError::Local { .. }) if self.store.blob_path(&descriptor.digest).is_none() => {

@@ -96,7 +96,8 @@ impl Parcel {
             compress(packer, store, &mut manifest.layers, &diff_ids, wanted).await?;
         }
         for (number, descriptor) in manifest.layers.iter().chain([&manifest.config]).enumerate() {
-            if seen.insert(descriptor.digest.clone()) {
+            // What is not to be pushed stays where its addresses say.
+            if !media_type::is_nondistributable(&descriptor.media_type) && seen.insert(descriptor.digest.clone()) {
                 let diff_id = diff_ids.get(number).cloned().filter(|_| number < manifest.layers.len());
                 self.blobs.push(Blob { descriptor: bare(descriptor), diff_id });
             }

@@ -290,10 +290,15 @@ enum Next<T> {
     },
 }
 
-/// Whether next to nothing more can be written there.
+/// Whether next to nothing more can be written there, or no more files can be made.
 fn is_full(path: &Path) -> bool {
     const NEXT_TO_NOTHING: u64 = 1 << 20;
-    rustix::fs::statvfs(path).is_ok_and(|disk| disk.f_bavail * disk.f_frsize < NEXT_TO_NOTHING)
+    const HARDLY_ANY_FILES: u64 = 16;
+    rustix::fs::statvfs(path).is_ok_and(|disk| {
+        // Some file systems have as many inodes as they have room for, and say that they have none.
+        let has_inodes = disk.f_files > 0;
+        disk.f_bavail * disk.f_frsize < NEXT_TO_NOTHING || (has_inodes && disk.f_favail < HARDLY_ANY_FILES)
+    })
 }
 
 /// What this build has said already: what a machine does not allow holds for all steps.

@@ -56,7 +56,7 @@ impl Mounts {
         match &mount.kind {
             MountKind::Bind { input, source, read_only } => {
                 let input = input.map(|index| input_tree(request, index)).transpose()?;
-                let source = self.bind(request, input, source).await?;
+                let source = self.bind(runner, input, source).await?;
                 self.push(&mount.target, source, *read_only);
             }
             MountKind::Cache { input, source, read_only, .. } => {
@@ -88,24 +88,23 @@ impl Mounts {
         Ok(())
     }
 
-    async fn bind(
-        &mut self,
-        request: &RunRequest<'_>,
-        input: Option<&InputTree>,
-        source: &str,
-    ) -> Result<MountSource, OpError> {
+    async fn bind(&mut self, runner: &Runner, input: Option<&InputTree>, source: &str) -> Result<MountSource, OpError> {
         let layers = |lower: Vec<PathBuf>| MountSource::Layers { lower, path: source.to_owned() };
         match input.map(|input| &input.source) {
             None => Ok(layers(Vec::new())),
             Some(InputSource::Layers(lower)) => Ok(layers(lower.clone())),
             Some(InputSource::Context(context)) => {
                 let (context, source) = (context.clone(), source.to_owned());
-                // Beside the upper directory: on the store's file system, and gone with the step.
-                let scratch = request.work.parent().unwrap_or(&request.work).to_owned();
+                // Not beside the upper directory, which goes its own way when the command has ended.
+                let scratch = runner.sandbox.scratch().to_owned();
                 let tree = blocking(move || Ok(materialize_for_mount(&context, &source, &scratch)?)).await?;
-                let root = tree.path().to_owned();
+                let path = "/".to_owned();
+                let mount = match tree.layers() {
+                    [root] => MountSource::Directory { root: root.clone(), path, writes: Writes::Vanish },
+                    lower => MountSource::Layers { lower: lower.to_vec(), path },
+                };
                 self.contexts.push(tree);
-                Ok(MountSource::Directory { root, path: "/".to_owned(), writes: Writes::Vanish })
+                Ok(mount)
             }
         }
     }

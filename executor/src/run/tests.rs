@@ -13,6 +13,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use cache::{Sharing, Store};
+use solver::plan::patterns::Patterns;
 use solver::{Event, InlineScript, Mount, MountKind, Progress, SecurityMode};
 use tempfile::TempDir;
 
@@ -368,6 +369,34 @@ fn privileged_binds_of_the_context_leave_it_alone() {
     assert_eq!(fixture.output(&with(shell(script), &mounts)), "a\nb\nro\nc\nd\nb.txt\n");
     assert_eq!(fs::read_to_string(root.join("a.txt")).unwrap(), "a\n");
     assert!(!root.join("new").exists());
+}
+
+#[test]
+fn privileged_binds_of_the_context_hide_what_is_ignored() {
+    let Some(mut fixture) = Fixture::new(RunOptions::default()) else { return };
+    let root = fixture.directory.path().join("context");
+    fs::create_dir_all(root.join("sub/deep")).unwrap();
+    fs::create_dir_all(root.join("secrets")).unwrap();
+    for path in ["a.txt", "a.log", "sub/b.txt", "sub/b.log", "sub/deep/c.log", "secrets/key"] {
+        fs::write(root.join(path), path).unwrap();
+    }
+    fs::set_permissions(root.join("sub"), fs::Permissions::from_mode(0o711)).unwrap();
+    let patterns = Patterns::parse_ignore_file(b"**/*.log\n!sub/b.log\nsecrets\n").unwrap();
+    let rules = IgnoreRules { patterns, file: ".dockerignore".into() };
+    let context = LocalContext::open("context", &root, rules, None).unwrap();
+    let changed = |path: &str| fs::metadata(root.join(path)).unwrap().ctime_nsec();
+    let before = changed("sub/b.txt");
+    fixture.inputs.push(InputTree { identity: String::new(), source: InputSource::Context(context) });
+    let script = "cd /src && find . -type f | sort; stat -c %a sub; (echo x > /src/new) 2>/dev/null || echo ro; \
+                  echo new > /rw/a.log; echo changed > /rw/sub/b.txt; cat /rw/a.log /rw/sub/b.txt; ls /rel";
+    let mounts = [("/src", bind(1, "/", true)), ("/rw", bind(1, "/", false)), ("/rel", bind(1, "/sub/deep", true))];
+    let expected = "./a.txt\n./sub/b.log\n./sub/b.txt\n711\nro\nnew\nchanged\n";
+    assert_eq!(fixture.output(&with(shell(script), &mounts)), expected);
+    assert_eq!(fs::read_to_string(root.join("a.log")).unwrap(), "a.log");
+    assert_eq!(
+        (fs::read_to_string(root.join("sub/b.txt")).unwrap(), changed("sub/b.txt")),
+        ("sub/b.txt".into(), before)
+    );
 }
 
 #[test]

@@ -28,6 +28,8 @@ pub(super) struct Host {
     scratch: TempDir,
     /// Contents of files that are bound into containers, with where they lie.
     files: Mutex<HashMap<String, PathBuf>>,
+    /// Trees of layers that were looked at, and whether they have any entry.
+    have_entries: Mutex<HashMap<PathBuf, bool>>,
     pub(super) network: Arc<dyn NetworkProvider>,
     pub(super) isolation: Isolation,
     /// The OCI runtime that starts commands.
@@ -69,7 +71,8 @@ impl Host {
             rustix::thread::capabilities(None).map_err(SandboxError::setup("read the capabilities of this process"))?;
         let host = Self {
             scratch,
-            files: Mutex::new(HashMap::new()),
+            files: Mutex::default(),
+            have_entries: Mutex::default(),
             network,
             isolation: confinement.isolation,
             runtime: confinement.runtime.clone(),
@@ -159,6 +162,24 @@ impl Host {
             .map_err(SandboxError::call("change the mode of", &path))?;
         files.insert(content.to_owned(), path.clone());
         Ok(path)
+    }
+
+    /// The trees among `lower` that have an entry: a layer without any changes nothing but the attributes of the root, which
+    /// the upper directory has anyway, and the kernel looks into every layer for every name.
+    ///
+    /// A tree never changes, so each is looked into once.
+    pub(super) fn with_entries<'a>(&self, lower: &'a [PathBuf]) -> Vec<&'a Path> {
+        let mut known = self.have_entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_entries = |tree: &&PathBuf| match known.get(*tree) {
+            Some(&has_entries) => has_entries,
+            None => {
+                // What cannot be read is for the mount to complain about.
+                let has_entries = std::fs::read_dir(tree).map_or(true, |mut entries| entries.next().is_some());
+                known.insert((*tree).clone(), has_entries);
+                has_entries
+            }
+        };
+        lower.iter().filter(has_entries).map(PathBuf::as_path).collect()
     }
 
     /// Whether this process may raise hard limits.

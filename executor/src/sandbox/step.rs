@@ -246,7 +246,7 @@ impl Step<'_> {
     fn mount_root_and_prepare(&self, namespaces: &Namespaces<'_>) -> Result<Sources, SandboxError> {
         let (host, spec) = (self.host, self.spec);
         let mut lower = vec![self.stubs];
-        lower.extend(spec.lower.iter().map(PathBuf::as_path));
+        lower.extend(host.with_entries(&spec.lower));
         let upper = Some((spec.upper.as_path(), spec.work.as_path()));
         let devices = self.policy != DevicePolicy::NoneOnMounts;
         let user_xattrs = host.isolation.needs_user_xattrs();

@@ -188,6 +188,23 @@ fn remains(fixture: &Fixture) -> (usize, usize) {
     (mounts, processes.count())
 }
 
+/// overlayfs takes 500 layers, and asks each of them for every name.
+#[test]
+fn privileged_layers_without_entries_are_not_mounted_and_still_give_the_root_its_mode() {
+    let Some(fixture) = Fixture::new() else { return };
+    let mut layers = vec![fixture.tree(&[("kept", "in the middle\n")])];
+    layers.extend((0..600).map(|_| fixture.tree(&[])));
+    fs::set_permissions(layers.last().unwrap(), fs::Permissions::from_mode(0o751)).unwrap();
+    for _ in 0..2 {
+        let mut spec = fixture.shell("stat -c %a / && cat /kept && ! cat /gone && touch /new");
+        spec.lower.extend(layers.iter().cloned());
+        let outcome = fixture.run(&spec).unwrap();
+        assert_eq!(outcome.exit.code, 0, "{}", outcome.output);
+        assert!(outcome.output.starts_with("751\nin the middle\n"), "{}", outcome.output);
+        assert_eq!(outcome.upper, ["new"]);
+    }
+}
+
 #[test]
 fn privileged_identity_and_confinement() {
     let Some(fixture) = Fixture::new() else { return };

@@ -29,6 +29,8 @@ mod tests;
 
 /// Times that a transfer is begun before it counts as failed, and the pause before the second one (doubled each time).
 const ATTEMPTS: u32 = 5;
+/// The same for a server that cannot be reached, where it is known what it said last.
+const ATTEMPTS_WITH_ANSWER: u32 = 2;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Longest silence of a server.
 const STALL_TIMEOUT: Duration = Duration::from_secs(120);
@@ -63,6 +65,8 @@ struct Fetched {
 
 /// Why one attempt did not work.
 enum Trouble {
+    /// The server cannot be reached; it may be worth trying again.
+    Unreachable(String),
     /// It is worth trying again.
     Passing(String),
     /// It is not.
@@ -72,6 +76,17 @@ enum Trouble {
 impl From<OpError> for Trouble {
     fn from(error: OpError) -> Self {
         Self::Lasting(error)
+    }
+}
+
+impl From<Trouble> for OpError {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::Unreachable(reason) | Trouble::Passing(reason) => {
+                Self::environment(format!("failed to load cache key: {reason}"))
+            }
+            Trouble::Lasting(error) => error,
+        }
     }
 }
 
@@ -87,7 +102,7 @@ impl HttpSource {
     }
 
     /// Something that changes when the file does: its ETag, else its digest; with `Last-Modified`, which becomes the
-    /// time of the file.
+    /// time of the file. For a server that cannot be reached it is what it was last, with a warning.
     ///
     /// # Errors
     /// `failed to load cache key: invalid response status 404`, or what the network says.
@@ -97,14 +112,21 @@ impl HttpSource {
         if let Some(probe) = known {
             return Ok(probe);
         }
-        let probe = match self.validator(op).await? {
-            Some(validator) => validator,
-            None => {
-                let fetched = self.download(op, step).await?;
-                let probe = format!("{} {}", fetched.digest, fetched.last_modified);
-                self.fetched.lock().unwrap_or_else(PoisonError::into_inner).insert(place.clone(), fetched);
+        let question = format!("url {} {}", op.filename, op.url);
+        let last = self.last_answer(&question).await?;
+        let probe = match (self.ask(op, step, last.is_some()).await, last) {
+            (Ok(probe), last) => {
+                if last.as_ref() != Some(&probe) {
+                    let (store, answer) = (self.store.clone(), probe.clone());
+                    blocking(move || store.remember_answer(&question, &answer)).await?;
+                }
                 probe
             }
+            (Err(Trouble::Unreachable(reason)), Some(last)) => {
+                step.warn(format!("using {} as seen last: {reason}", url::redacted(&op.url)));
+                last
+            }
+            (Err(trouble), _) => return Err(trouble.into()),
         };
         self.probed.lock().unwrap_or_else(PoisonError::into_inner).insert(place, probe.clone());
         Ok(probe)
@@ -119,8 +141,8 @@ impl HttpSource {
         let known = self.fetched.lock().unwrap_or_else(PoisonError::into_inner).remove(&place);
         let fetched = match known {
             Some(fetched) => fetched,
-            None => match cancel.run_until_cancelled(self.download(op, step)).await {
-                Some(result) => result?,
+            None => match cancel.run_until_cancelled(self.download(op, step, false)).await {
+                Some(result) => result.map_err(OpError::from)?,
                 None => return Err(OpError::cancelled()),
             },
         };
@@ -132,6 +154,23 @@ impl HttpSource {
         let last_modified = fetched.last_modified;
         blocking(move || set_mtime(&path, last_modified)).await?;
         commit(&self.store, fetched.draft).await
+    }
+
+    async fn last_answer(&self, question: &str) -> Result<Option<String>, OpError> {
+        let (store, question) = (self.store.clone(), question.to_owned());
+        Ok(blocking(move || store.last_answer(&question)).await?)
+    }
+
+    /// What the server says now. What had to be fetched for that is kept.
+    async fn ask(&self, op: &HttpOp, step: &Step, has_answer: bool) -> Result<String, Trouble> {
+        if let Some(validator) = self.validator(op).await? {
+            return Ok(validator);
+        }
+        let fetched = self.download(op, step, has_answer).await?;
+        let probe = format!("{} {}", fetched.digest, fetched.last_modified);
+        let place = (op.url.clone(), op.filename.clone());
+        self.fetched.lock().unwrap_or_else(PoisonError::into_inner).insert(place, fetched);
+        Ok(probe)
     }
 
     fn client(&self) -> Result<&Client, OpError> {
@@ -152,26 +191,30 @@ impl HttpSource {
         Ok(strong.map(|etag| format!("etag {etag} {}", last_modified(&response))))
     }
 
-    async fn download(&self, op: &HttpOp, step: &Step) -> Result<Fetched, OpError> {
+    /// Fetches the file; gives up sooner where `has_answer`, an earlier one, can be used instead.
+    async fn download(&self, op: &HttpOp, step: &Step, has_answer: bool) -> Result<Fetched, Trouble> {
         if op.filename.is_empty() || op.filename.contains(['/', '\0']) || matches!(op.filename.as_str(), "." | "..") {
-            return Err(OpError::internal(format!("`{}` cannot be a file name", op.filename)));
+            return Err(OpError::internal(format!("`{}` cannot be a file name", op.filename)).into());
         }
         let mut pause = FIRST_PAUSE;
         let mut attempt = 1;
         loop {
-            match self.attempt(op, step).await {
+            let trouble = match self.attempt(op, step).await {
                 Ok(fetched) => return Ok(fetched),
-                Err(Trouble::Lasting(error)) => return Err(error),
-                Err(Trouble::Passing(reason)) if attempt == ATTEMPTS => {
-                    return Err(OpError::environment(format!("failed to load cache key: {reason}")));
-                }
-                Err(Trouble::Passing(reason)) => {
-                    step.log(solver::Stream::Stderr, format!("error: {reason}\nretrying in {pause:?}\n").into_bytes());
-                    tokio::time::sleep(pause).await;
-                    pause *= 2;
-                    attempt += 1;
-                }
+                Err(trouble) => trouble,
+            };
+            let (reason, most) = match &trouble {
+                Trouble::Lasting(_) => return Err(trouble),
+                Trouble::Unreachable(reason) if has_answer => (reason, ATTEMPTS_WITH_ANSWER),
+                Trouble::Unreachable(reason) | Trouble::Passing(reason) => (reason, ATTEMPTS),
+            };
+            if attempt >= most {
+                return Err(trouble);
             }
+            step.log(solver::Stream::Stderr, format!("error: {reason}\nretrying in {pause:?}\n").into_bytes());
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+            attempt += 1;
         }
     }
 
@@ -179,11 +222,11 @@ impl HttpSource {
         let shown = url::redacted(&op.url);
         let request = self.client()?.get(&op.url).headers(self.authorization(&op.url)?);
         let mut response = match tokio::time::timeout(STALL_TIMEOUT, request.send()).await {
-            Err(_) => return Err(Trouble::Passing(format!("no answer from {shown}"))),
+            Err(_) => return Err(Trouble::Unreachable(format!("no answer from {shown}"))),
             Ok(Err(error)) if error.is_builder() || error.is_redirect() => {
                 return Err(Trouble::Lasting(OpError::input(format!("failed to load cache key: {}", chain(error)))));
             }
-            Ok(Err(error)) => return Err(Trouble::Passing(format!("cannot reach {shown}: {}", chain(error)))),
+            Ok(Err(error)) => return Err(Trouble::Unreachable(format!("cannot reach {shown}: {}", chain(error)))),
             Ok(Ok(response)) => response,
         };
         check_status(response.status())?;

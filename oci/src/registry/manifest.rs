@@ -66,6 +66,20 @@ impl Client {
         }
     }
 
+    /// Reads the manifest or index that a tag names now, with one request. The digest that the registry tells is verified.
+    ///
+    /// # Errors
+    /// [`RegistryError`]; of several endpoints, that of the last.
+    pub async fn fetch_tagged(&self, reference: &ImageRef) -> Result<(Descriptor, Bytes), RegistryError> {
+        let (mut endpoint, mut others) = self.endpoints(reference, Purpose::Resolve)?;
+        loop {
+            match self.get_manifest(&endpoint, reference, reference.digest()).await {
+                Ok((descriptor, bytes, _)) => return Ok((descriptor, bytes)),
+                Err(error) => endpoint = self.fall_back(&endpoint, &mut others, error)?,
+            }
+        }
+    }
+
     async fn resolve_at(&self, endpoint: &Endpoint, reference: &ImageRef) -> Result<Resolved, RegistryError> {
         if let Some(digest) = reference.digest() {
             let (descriptor, bytes, _) = self.get_manifest(endpoint, reference, Some(digest)).await?;

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 const LONGEST_VALUE: usize = 1024;
 
 /// One thing a key was made of, for people.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Ingredient {
-    /// What it is: `argv`, `variable VERSION`, `parent layer 3`, `files /src/`.
+    /// What it is: `argv`, `ARG VERSION`, `ENV PATH`, `parent layer 3`, `files /src/`.
     pub name: String,
     /// What it was; long ones are cut.
     pub value: String,
@@ -100,7 +100,7 @@ impl Tag {
             Self::ParentCount => (1, "number of parent layers"),
             Self::Parent => (2, "parent layer"),
             Self::Args => (10, "argv"),
-            Self::Env => (11, "variable"),
+            Self::Env => (11, "ENV"),
             Self::Cwd => (12, "working directory"),
             Self::User => (13, "user"),
             Self::Network => (14, "network"),
@@ -165,7 +165,7 @@ impl Tag {
         }
     }
 
-    fn name(self, label: &str) -> String {
+    pub(super) fn name(self, label: &str) -> String {
         match (self, label) {
             // Layers of the base image have no number of their own: to its user it is one thing.
             (Self::Parent, "") => "base image".to_owned(),
@@ -279,7 +279,8 @@ impl Sink for Listing {
             Value::Texts(texts) => shorten(&texts.iter().map(|text| quote(text)).collect::<Vec<_>>().join(" ")),
             Value::Bytes(bytes) => match std::str::from_utf8(bytes) {
                 Ok(text) if tag != Tag::HttpChecksum => shorten(text),
-                _ => oci::digest::hex(&bytes[..bytes.len().min(32)]),
+                Ok(_) => oci::digest::hex(bytes),
+                Err(_) => format!("({} bytes, {})", bytes.len(), short_digest(bytes)),
             },
             Value::Content(content) => oci::digest::hex(&content.0),
         };

@@ -112,7 +112,8 @@ fn copy() -> CopyAction {
 
 fn facts(op: &Op) -> Facts {
     let answers = questions(op).iter().map(|_| Answer::Content(content(9))).collect();
-    Facts { parents: chain(&[1, 2]), n_base_layers: 1, answers, probe: needs_probe(op).then(|| text("probed")) }
+    let probe = needs_probe(op).then(|| text("probed"));
+    Facts { parents: chain(&[1, 2]), n_base_layers: 1, answers, probe, ..Facts::default() }
 }
 
 fn key_of(op: &Op) -> Key {
@@ -554,13 +555,31 @@ fn ingredients_name_what_people_know() {
         found.unwrap_or_else(|| panic!("no `{name}` in {list:#?}")).value.clone()
     };
     assert_eq!(value("argv"), "/bin/sh -c make");
-    assert_eq!(value("variable VERSION"), "1");
+    assert_eq!(value("ENV VERSION"), "1");
     assert_eq!(value("base image"), oci::digest::hex(&[1; 32]));
     assert_eq!(value("parent layer 1"), oci::digest::hex(&[2; 32]));
-    assert_eq!(value("files /b"), oci::digest::hex(&[9; 32]));
+    assert_eq!(value("files /from"), oci::digest::hex(&[9; 32]));
     assert_eq!(value("mount /c"), "cache");
-    assert!(value("variable API_TOKEN").starts_with("(hidden, "));
+    assert!(value("ENV API_TOKEN").starts_with("(hidden, "));
     assert!(value("script x").len() < 1200, "long values are cut");
+}
+
+#[test]
+fn what_is_stored_is_the_same_list() {
+    let ops = [Op::Run(Box::new(run())), with_action(FileAction::Copy(copy()))];
+    for op in &ops {
+        for n_base_layers in [0, 1, 2] {
+            let facts = Facts { n_base_layers, ..facts(op) };
+            let stored = explanation(op, &facts);
+            assert!(!stored.ingredients.contains("parent layer 1") && !stored.ingredients.contains("base image"));
+            assert_eq!(recorded(&stored), Some(ingredients(op, &facts)));
+        }
+    }
+    let nothing_below = Facts { parents: Chain::empty(), n_base_layers: 0, ..facts(&ops[0]) };
+    assert_eq!(recorded(&explanation(&ops[0], &nothing_below)), Some(ingredients(&ops[0], &nothing_below)));
+    for unreadable in ["", "[1]", "{}"] {
+        assert_eq!(recorded(&Explanation { ingredients: text(unreadable), ..Explanation::default() }), None);
+    }
 }
 
 /// A change here makes every stored record unreachable. If it is meant, [`DOMAIN`] gets a new number.

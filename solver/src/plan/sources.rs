@@ -171,7 +171,7 @@ impl StageBuilder<'_> {
             manifest: resolved.manifest.clone(),
             diff_ids: resolved.config.rootfs.diff_ids.clone(),
         };
-        self.add_source(Op::Image(op), Vec::new(), name, "image")
+        self.add_image(op, name, pinned(resolved).familiar())
     }
 
     fn local_vertex(&mut self, context: &str, name: String) -> VertexId {

@@ -18,7 +18,7 @@ use super::stages::{Stage, StageIdx, Step};
 use super::state::State;
 use super::target::{Done, Target};
 use crate::graph::{Graph, Input, Vertex, VertexId, VertexMeta};
-use crate::op::Op;
+use crate::op::{ImageOp, Op};
 
 /// A stage on its way through its instructions.
 pub(super) struct StageBuilder<'a> {
@@ -191,15 +191,27 @@ impl<'a> StageBuilder<'a> {
 
     /// Adds a vertex for the instruction at hand. `part` tells vertices of one instruction apart.
     pub(super) fn add_vertex(&mut self, op: Op, inputs: Vec<Input>, name: String, part: &str) -> VertexId {
-        let meta = VertexMeta {
+        let meta = self.meta(name, part);
+        self.graph.add(Vertex { op: Arc::new(op), inputs, meta })
+    }
+
+    fn meta(&mut self, name: String, part: &str) -> VertexMeta {
+        VertexMeta {
             name,
             location: Some(location(self.here.lines)),
             slot: self.slot(part),
             platform: self.target.is_multi.then(|| self.state.platform.clone()),
             ignore_cache: self.ignore_cache,
+            build_args: self.state.build_args().into(),
+            base: None,
             help: std::mem::take(&mut self.help),
-        };
-        self.graph.add(Vertex { op: Arc::new(op), inputs, meta })
+        }
+    }
+
+    /// Adds the vertex of an image, which the name `base` stands for.
+    pub(super) fn add_image(&mut self, op: ImageOp, name: String, base: String) -> VertexId {
+        let meta = VertexMeta { ignore_cache: false, base: Some(base), ..self.meta(name, "image") };
+        self.graph.add(Vertex { op: Arc::new(Op::Image(op)), inputs: Vec::new(), meta })
     }
 
     /// Adds a vertex that is looked up even where steps are not.

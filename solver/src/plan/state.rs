@@ -128,6 +128,12 @@ impl State {
         }
     }
 
+    /// Variables of the environment that are build arguments and nothing else.
+    pub(super) fn build_args(&self) -> Vec<String> {
+        let is_set = |name: &str| self.config.config.env.iter().any(|known| known.split('=').next() == Some(name));
+        self.args.iter().map(|(name, _)| name).filter(|name| !is_set(name)).cloned().collect()
+    }
+
     /// The arguments as RUN's history shows them: `|2 A=1 B=2 `, each with the value that it has here.
     pub(super) fn args_in_history(&self) -> String {
         let mut names: Vec<&str> = Vec::new();

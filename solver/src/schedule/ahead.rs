@@ -16,7 +16,8 @@ use crate::key::{self, Question};
 use crate::op::Op;
 use crate::progress::Step;
 
-use super::step::{self, Claim, Claimed, Destiny, MadeLayer, Shared, Subject};
+use super::step::{self, Claimed, Destiny, MadeLayer, Shared, Subject};
+use super::{cause, elsewhere};
 
 /// The key of the family, for operations that this is about: copies that read the client's directories only. Other files
 /// are not remembered once they have been read.
@@ -36,25 +37,28 @@ pub(super) async fn perform(
 ) -> Result<Option<Layer>, OpError> {
     // A tree may share its bytes with the files it is made from, which costs less than having them read only once.
     // What was built here before has to be explained, and all but the changed files are known.
-    if destiny.needs_tree || subject.ignore_cache || was_built_before(shared, destiny) {
+    // Elsewhere a look-up may succeed.
+    let may_be_elsewhere = shared.remote.as_ref().is_some_and(|remote| remote.has_sources());
+    if destiny.needs_tree || subject.ignore_cache || may_be_elsewhere || was_built_before(shared, subject, destiny) {
         return Ok(None);
     }
     let Some(family) = family(subject) else { return Ok(None) };
-    let claim = Claim { key: family, slot: &destiny.slot, ingredients: &[] };
-    let (lock, reason) = match step::claim_key(shared, claim, step).await? {
+    let lock = match step::claim_key(shared, family, step).await? {
         Claimed::Found(_) => return Ok(None),
-        Claimed::Ours(lock, reason) => (lock, reason),
+        Claimed::Ours(lock) => lock,
     };
-    step.miss(reason);
+    step::announce(shared, subject, &cause::of_unknown(shared, &destiny.slot), step);
     let (layer, cost) = step::execute(shared, subject, destiny.needs_tree, step).await?;
     let lookup = shared.unless_cancelled(step::by_content(shared, subject, None, step)).await?;
-    let ingredients = key::ingredients(&subject.op, &lookup.facts);
-    let made = MadeLayer { layer: &layer, cost, ingredients: &ingredients };
+    shared.notes.keyed(subject.id, lookup.key, &lookup.facts, Some(cost));
+    elsewhere::tell_made(shared, subject, &lookup, destiny, &layer, cost);
+    let made = MadeLayer { layer: &layer, cost };
     step::remember(shared, subject, lookup, made, destiny.clone(), Some(lock));
     Ok(Some(layer))
 }
 
 /// Whether there is a result of an earlier state of this step. A store that cannot answer will be told of elsewhere.
-fn was_built_before(shared: &Shared, destiny: &Destiny) -> bool {
-    !destiny.slot.is_empty() && !matches!(shared.store.latest_of_slot(&destiny.slot), Ok(None))
+fn was_built_before(shared: &Shared, subject: &Subject, destiny: &Destiny) -> bool {
+    let has_record = !destiny.slot.is_empty() && !matches!(shared.store.latest_of_slot(&destiny.slot), Ok(None));
+    has_record || shared.notes.earlier(subject.id).is_some()
 }

@@ -12,7 +12,9 @@
 //! Spec: `spec/engine.md` §3.1, §3.3, §3.7.
 
 mod ahead;
+mod cause;
 mod demand;
+mod elsewhere;
 mod state;
 mod step;
 #[cfg(test)]
@@ -20,7 +22,7 @@ mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cache::{Key, Layer, Store};
 use tokio::sync::Semaphore;
@@ -31,13 +33,14 @@ use tokio_util::task::TaskTracker;
 use crate::error::{OpError, Tier};
 use crate::graph::{Chain, Graph, Input, Location, ResultRef, Vertex, VertexId};
 use crate::key;
+use crate::notes::Notes;
 use crate::op::Op;
 use crate::progress::{Outcome, Progress, Step, StepId};
-use crate::traits::Executor;
+use crate::traits::{Executor, RemoteCaches};
 
 use demand::{Demand, demands, inputs};
 use state::{State, States};
-use step::{Destiny, Lookup, Performance, Shared, Subject};
+use step::{Destiny, Hit, Lookup, Performance, Shared, Subject};
 
 /// What a solve works with.
 #[derive(Clone)]
@@ -54,8 +57,15 @@ pub struct SolveContext {
     pub targets: TargetUse,
     /// Names of steps that have been shown before, by a solve that this one goes on from: not shown again.
     pub shown: HashSet<String>,
+    /// What is told of the steps, and what earlier builds told.
+    pub notes: Notes,
+    /// Names of steps that were shown to their end, by this solve and by tries before it: shown again only when they are
+    /// performed.
+    pub ended: Arc<Mutex<HashSet<String>>>,
     /// How many operations are performed at once; look-ups are not limited. At least 1 is assumed.
     pub parallelism: usize,
+    /// Other places that may have results, and that are told of those here.
+    pub remote: Option<Arc<dyn RemoteCaches>>,
 }
 
 /// What becomes of the targets of a solve.
@@ -128,7 +138,7 @@ enum Event {
     /// The layers of an image.
     Rooted(Chain),
     /// A key was made and looked up.
-    Looked(Lookup, Option<Layer>),
+    Looked(Lookup, Option<Hit>),
     /// The operation was performed (or another process was quicker).
     Performed(Layer, Outcome),
     /// Any of these failed.
@@ -156,6 +166,8 @@ struct Made {
     result: ResultRef,
     /// How many layers at the bottom are those of a pulled image.
     n_base_layers: usize,
+    /// Which image that is.
+    base: Option<Arc<str>>,
     /// Whether it was found, not made.
     is_cached: bool,
 }
@@ -177,6 +189,9 @@ struct Schedule<'a> {
     shared: Arc<Shared>,
     progress: Progress,
     shown: HashSet<String>,
+    ended: Arc<Mutex<HashSet<String>>>,
+    /// What that held when this began.
+    ended_before: HashSet<String>,
     demands: Vec<Demand>,
     states: States,
     nodes: Vec<Node>,
@@ -195,19 +210,24 @@ impl<'a> Schedule<'a> {
                 nodes[input.index()].users.push(id);
             }
         }
+        ctx.notes.plan(graph, graph.ids().filter(|id| demands[id.index()].needed));
         let shared = Shared {
             store: ctx.store.clone(),
             executor: ctx.executor.clone(),
             permits: Arc::new(Semaphore::new(ctx.parallelism.clamp(1, Semaphore::MAX_PERMITS))),
             cancel: ctx.cancel.child_token(),
             progress: ctx.progress.clone(),
+            notes: ctx.notes.clone(),
             unstored: TaskTracker::new(),
+            remote: ctx.remote.clone(),
         };
         Self {
             graph,
             shared: Arc::new(shared),
             progress: ctx.progress.clone(),
             shown: ctx.shown.clone(),
+            ended_before: ctx.ended.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            ended: ctx.ended.clone(),
             states: States::new(demands.len()),
             demands,
             nodes,
@@ -274,8 +294,14 @@ impl<'a> Schedule<'a> {
                 let n_base_layers = chain.layers().len();
                 self.complete(id, ResultRef::Root(chain), n_base_layers, Outcome::Cached);
             }
-            Event::Looked(_, Some(layer)) => self.complete_with_layer(id, layer, Outcome::Cached),
-            Event::Looked(lookup, None) => self.missed(id, lookup),
+            Event::Looked(lookup, hit) => {
+                let cost = hit.as_ref().and_then(|hit| hit.cost);
+                self.shared.notes.keyed(id, lookup.key, &lookup.facts, cost);
+                match hit {
+                    Some(hit) => self.complete_with_layer(id, hit.layer, Outcome::Cached),
+                    None => self.missed(id, lookup),
+                }
+            }
         }
     }
 
@@ -285,8 +311,13 @@ impl<'a> Schedule<'a> {
         // The work wants somewhere to report to, even when nobody is shown it.
         let name = &vertex.meta.name;
         let is_shown = !name.is_empty() && !self.shown.contains(name);
-        let step = if is_shown { self.progress.start(name.clone()) } else { Progress::silent().start("") };
+        let step = match is_shown {
+            true if self.ended_before.contains(name) => self.progress.start_again(name.clone()),
+            true => self.progress.start(name.clone()),
+            false => Progress::silent().start(""),
+        };
         self.nodes[id.index()].step = Some(step.clone());
+        self.shared.notes.began(id);
         match &*vertex.op {
             Op::Local(local) => {
                 self.states.advance(id, State::CacheFast);
@@ -330,7 +361,7 @@ impl<'a> Schedule<'a> {
         let shared = self.shared.clone();
         if let Some(lookup) = Lookup::by_definition(&subject) {
             self.states.advance(id, State::CacheFast);
-            let work = step::look_fast(shared, subject, lookup, step);
+            let work = step::look_fast(shared, subject, lookup, self.destiny(id), step);
             self.tasks.spawn(async move { (id, work.await) });
         } else {
             self.states.advance(id, State::CacheSlow);
@@ -366,7 +397,8 @@ impl<'a> Schedule<'a> {
 
     fn destiny(&self, id: VertexId) -> Destiny {
         let meta = &self.graph.vertex(id).meta;
-        Destiny { needs_tree: self.demands[id.index()].tree, name: meta.name.clone(), slot: meta.slot.clone() }
+        let Demand { tree, exported, .. } = self.demands[id.index()];
+        Destiny { needs_tree: tree, is_exported: exported, name: meta.name.clone(), slot: meta.slot.clone() }
     }
 
     /// Takes or awaits the result of equal work in this solve. `false` when there is none.
@@ -408,11 +440,15 @@ impl<'a> Schedule<'a> {
     fn complete(&mut self, id: VertexId, result: ResultRef, n_base_layers: usize, outcome: Outcome) {
         self.states.advance(id, State::Complete);
         let is_cached = outcome == Outcome::Cached;
+        let base = self.base_of(id);
+        self.shared.notes.ended(id, &outcome, Some(&result));
         let node = &mut self.nodes[id.index()];
         if let Some(step) = node.step.take() {
             step.finish(outcome);
+            self.ended().insert(self.graph.vertex(id).meta.name.clone());
         }
-        node.made = Some(Made { result: result.clone(), n_base_layers, is_cached });
+        let node = &mut self.nodes[id.index()];
+        node.made = Some(Made { result: result.clone(), n_base_layers, base, is_cached });
         let users = std::mem::take(&mut node.users);
         if self.failure.is_some() {
             return;
@@ -426,12 +462,26 @@ impl<'a> Schedule<'a> {
         }
     }
 
+    /// Which image the base layers of a result are of.
+    fn base_of(&self, id: VertexId) -> Option<Arc<str>> {
+        let Vertex { op, inputs, meta } = self.graph.vertex(id);
+        match (&**op, inputs.first()) {
+            (Op::Image(_), _) => meta.base.as_deref().map(Arc::from),
+            (Op::Run(_) | Op::File(_) | Op::Merge, Some(Input::Vertex(root))) => self.made(*root)?.base.clone(),
+            _ => None,
+        }
+    }
+
     /// Layers that were made here and will be exported can be packed from now on.
     fn tell_if_final(&self, id: VertexId, result: &ResultRef) {
         let makes_layer = matches!(*self.graph.vertex(id).op, Op::Run(_) | Op::File(_) | Op::Http(_) | Op::Git(_));
         if let (true, true, ResultRef::Root(chain)) = (makes_layer, self.demands[id.index()].exported, result) {
             self.shared.executor.layer_is_final(chain);
         }
+    }
+
+    fn ended(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn made(&self, id: VertexId) -> Option<&Made> {
@@ -463,8 +513,9 @@ impl<'a> Schedule<'a> {
                 return Err(OpError::internal(format!("the directory `{name}` is used as a root")));
             }
         };
-        let facts = key::Facts { parents, n_base_layers, ..key::Facts::default() };
-        Ok(Subject { op: op.clone(), inputs: results, facts, ignore_cache: meta.ignore_cache })
+        let build_args = meta.build_args.clone();
+        let facts = key::Facts { parents, n_base_layers, base: self.base_of(id), build_args, ..key::Facts::default() };
+        Ok(Subject { id, op: op.clone(), inputs: results, facts, ignore_cache: meta.ignore_cache })
     }
 
     fn fail_vertex(&mut self, id: VertexId, mut error: OpError) {
@@ -472,13 +523,15 @@ impl<'a> Schedule<'a> {
             // The first failure has caused this one. Its step is shown as cancelled, together with the others.
             return;
         }
+        self.shared.notes.ended(id, &Outcome::Failed(error.message.clone()), None);
         let meta = &self.graph.vertex(id).meta;
         if error.tier == Tier::Input {
             error.help.extend(meta.help.iter().cloned());
         }
         let step = self.nodes[id.index()].step.take();
         if let Some(step) = &step {
-            step.finish(Outcome::Failed(error.message.clone()));
+            let message = || error.message.clone();
+            step.finish(if error.is_remade { Outcome::Canceled } else { Outcome::Failed(message()) });
         }
         self.fail(SolveError {
             error,
@@ -502,9 +555,10 @@ impl<'a> Schedule<'a> {
     }
 
     fn cancel_open_steps(&mut self) {
-        for node in &mut self.nodes {
-            if let Some(step) = node.step.take() {
+        for id in self.graph.ids() {
+            if let Some(step) = self.nodes[id.index()].step.take() {
                 step.finish(Outcome::Canceled);
+                self.shared.notes.ended(id, &Outcome::Canceled, None);
             }
         }
     }

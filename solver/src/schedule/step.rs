@@ -8,21 +8,22 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cache::{Key, Layer, LayerId, NewRecord, Record, Store, StoreLock};
+use cache::{Key, Layer, LayerId, NewRecord, Store, StoreLock};
 use futures_util::future::try_join_all;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::error::OpError;
-use crate::explain;
-use crate::graph::ResultRef;
-use crate::key::{self, Answer, Facts, Ingredient, Question};
+use crate::explain::Cause;
+use crate::graph::{ResultRef, VertexId};
+use crate::key::{self, Answer, Facts, Question};
+use crate::notes::Notes;
 use crate::op::Op;
 use crate::progress::{Outcome, Progress, Step};
-use crate::traits::{Executor, Work};
+use crate::traits::{Executor, Origin, RemoteCaches, Work};
 
-use super::{Event, ahead};
+use super::{Event, ahead, cause, elsewhere};
 
 /// First and longest pause between two attempts to take the lock of a key that another process works on.
 const LOCK_PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
@@ -36,12 +37,17 @@ pub(super) struct Shared {
     pub(super) cancel: CancellationToken,
     /// For what is no step's any more.
     pub(super) progress: Progress,
+    /// What is told of the steps.
+    pub(super) notes: Notes,
     /// Results on their way into the store.
     pub(super) unstored: TaskTracker,
+    /// Other places with results.
+    pub(super) remote: Option<Arc<dyn RemoteCaches>>,
 }
 
 /// An operation with the results it works on.
 pub(super) struct Subject {
+    pub(super) id: VertexId,
     pub(super) op: Arc<Op>,
     /// In the order of the vertex's inputs.
     pub(super) inputs: Vec<ResultRef>,
@@ -57,7 +63,7 @@ pub(super) struct Lookup {
     /// The key itself.
     pub(super) key: Key,
     /// The definition key that was looked up before this one, in vain.
-    definition: Option<Key>,
+    pub(super) definition: Option<Key>,
 }
 
 impl Lookup {
@@ -76,6 +82,18 @@ impl Lookup {
         let key = key::key(&subject.op, &facts)?;
         Some(Self { facts, key, definition: None })
     }
+
+    /// Whether the key speaks of layers where another one could speak of the files in them.
+    pub(super) fn is_by_definition(&self, op: &Op) -> bool {
+        !key::questions(op).is_empty() && self.facts.answers.iter().any(|answer| matches!(answer, Answer::Layers(_)))
+    }
+}
+
+/// A result that was found.
+pub(super) struct Hit {
+    pub(super) layer: Layer,
+    /// What it had cost; `None` when that is not known of the key it was found by.
+    pub(super) cost: Option<Duration>,
 }
 
 /// What becomes of the result of a step.
@@ -83,6 +101,8 @@ impl Lookup {
 pub(super) struct Destiny {
     /// Whether a later step looks into it.
     pub(super) needs_tree: bool,
+    /// Whether it is a layer of a target.
+    pub(super) is_exported: bool,
     /// Under which name it is remembered.
     pub(super) name: String,
     /// See [`VertexMeta::slot`](crate::VertexMeta::slot).
@@ -106,9 +126,19 @@ pub(super) async fn root(shared: Arc<Shared>, op: Arc<Op>, step: Step) -> Event 
     }
 }
 
-/// Looks the definition key up.
-pub(super) async fn look_fast(shared: Arc<Shared>, subject: Subject, lookup: Lookup, step: Step) -> Event {
-    let found = if subject.ignore_cache { None } else { find(&shared.store, lookup.key, &step) };
+/// Looks the definition key up, here and elsewhere.
+pub(super) async fn look_fast(
+    shared: Arc<Shared>,
+    subject: Subject,
+    lookup: Lookup,
+    destiny: Destiny,
+    step: Step,
+) -> Event {
+    if subject.ignore_cache {
+        return Event::Looked(lookup, None);
+    }
+    let found = find(&shared.store, lookup.key, &step);
+    let found = elsewhere::find_unless_here(&shared, &subject, &lookup, &destiny, found, &step).await;
     Event::Looked(lookup, found)
 }
 
@@ -135,11 +165,12 @@ pub(super) async fn look_slow(
         return Event::Looked(lookup, None);
     }
     let found = find(&shared.store, lookup.key, &step);
-    if let (Some(layer), Some(definition)) = (&found, lookup.definition)
-        && let Err(error) = shared.store.put_record(&alias_record(definition, layer))
+    if let (Some(hit), Some(definition)) = (&found, lookup.definition)
+        && let Err(error) = shared.store.put_record(&alias_record(definition, &hit.layer))
     {
         step.warn(format!("the result is not remembered: {error}"));
     }
+    let found = elsewhere::find_unless_here(&shared, &subject, &lookup, &destiny, found, &step).await;
     Event::Looked(lookup, found)
 }
 
@@ -174,25 +205,35 @@ pub(super) async fn perform(shared: Arc<Shared>, performance: Performance) -> Ev
 
 async fn perform_locked(shared: &Shared, performance: Performance) -> Result<(Layer, Outcome), OpError> {
     let Performance { subject, lookup, destiny, step } = performance;
-    let ingredients = key::ingredients(&subject.op, &lookup.facts);
     let lock = if subject.ignore_cache {
         // Builds that ignore the cache all do their own work, so there is nothing to wait for.
-        step.miss("the cache is ignored");
+        announce(shared, &subject, &Cause::Ignored { by: shared.notes.ignored_by().to_owned() }, &step);
         None
     } else {
-        let claim = Claim { key: lookup.key, slot: &destiny.slot, ingredients: &ingredients };
-        match claim_key(shared, claim, &step).await? {
-            Claimed::Found(layer) => return Ok((layer, Outcome::Cached)),
-            Claimed::Ours(lock, reason) => {
-                step.miss(reason);
+        match claim_key(shared, lookup.key, &step).await? {
+            Claimed::Found(layer) => {
+                elsewhere::tell(shared, &subject, &lookup, &destiny, &layer, Origin::Found);
+                return Ok((layer, Outcome::Cached));
+            }
+            Claimed::Ours(lock) => {
+                let ingredients = key::ingredients(&subject.op, &lookup.facts);
+                let cause = cause::of_miss(shared, &subject, &lookup.key, &ingredients, &destiny.slot);
+                announce(shared, &subject, &cause, &step);
                 Some(lock)
             }
         }
     };
     let (layer, cost) = execute(shared, &subject, destiny.needs_tree, &step).await?;
-    let made = MadeLayer { layer: &layer, cost, ingredients: &ingredients };
-    remember(shared, &subject, lookup, made, destiny, lock);
+    shared.notes.made(subject.id, cost);
+    elsewhere::tell_made(shared, &subject, &lookup, &destiny, &layer, cost);
+    remember(shared, &subject, lookup, MadeLayer { layer: &layer, cost }, destiny, lock);
     Ok((layer, Outcome::Done))
+}
+
+/// Says why a step is performed.
+pub(super) fn announce(shared: &Shared, subject: &Subject, cause: &Cause, step: &Step) {
+    step.miss(cause.brief());
+    shared.notes.missed(subject.id, cause);
 }
 
 /// Performs an operation as soon as there is room for one more; tells how long it took.
@@ -222,8 +263,6 @@ pub(super) struct MadeLayer<'a> {
     pub(super) layer: &'a Layer,
     /// How long that took.
     pub(super) cost: Duration,
-    /// Those of its content key.
-    pub(super) ingredients: &'a [Ingredient],
 }
 
 /// Records a result under all its keys, behind the backs of its successors, and then lets go of its lock.
@@ -235,10 +274,10 @@ pub(super) fn remember(
     destiny: Destiny,
     lock: Option<StoreLock>,
 ) {
-    let MadeLayer { layer, cost, ingredients } = made;
-    let ingredients = serde_json::to_string(ingredients).expect("ingredients are pairs of strings");
+    let MadeLayer { layer, cost } = made;
+    let explanation = Some(key::explanation(&subject.op, &lookup.facts));
     let Destiny { name, slot, .. } = destiny;
-    let record = NewRecord { key: lookup.key, layer: layer.id.clone(), ingredients, name, slot, cost };
+    let record = NewRecord { key: lookup.key, layer: layer.id.clone(), explanation, name, slot, cost };
     let others = lookup.definition.into_iter().chain(ahead::family(subject));
     let others = others.map(|key| alias_record(key, layer));
     let records: Vec<NewRecord> = [record].into_iter().chain(others).collect();
@@ -253,27 +292,20 @@ pub(super) fn remember(
     });
 }
 
-/// A key that a step wants to work on.
-pub(super) struct Claim<'a> {
-    pub(super) key: Key,
-    pub(super) slot: &'a str,
-    pub(super) ingredients: &'a [Ingredient],
-}
-
 pub(super) enum Claimed {
     /// Somebody else has made the result meanwhile.
     Found(Layer),
-    /// The step is ours to perform: the lock, and why there is no record, in half a line.
-    Ours(StoreLock, String),
+    /// The step is ours to perform, as long as we hold the lock.
+    Ours(StoreLock),
 }
 
 /// Takes the lock of a key, waiting for whoever works on it, and looks whether they have left a result.
-pub(super) async fn claim_key(shared: &Shared, claim: Claim<'_>, step: &Step) -> Result<Claimed, OpError> {
+pub(super) async fn claim_key(shared: &Shared, key: Key, step: &Step) -> Result<Claimed, OpError> {
     const WAITING: &str = "waiting for another build of this step";
     let mut pause = LOCK_PAUSE.0;
     let mut has_waited = false;
     loop {
-        if let Some(claimed) = try_claim(&shared.store, &claim)? {
+        if let Some(claimed) = try_claim(&shared.store, &key)? {
             if has_waited {
                 step.status(WAITING, 0, 0, true);
             }
@@ -290,19 +322,23 @@ pub(super) async fn claim_key(shared: &Shared, claim: Claim<'_>, step: &Step) ->
 }
 
 /// `None` while somebody else has the lock.
-fn try_claim(store: &Store, claim: &Claim<'_>) -> cache::Result<Option<Claimed>> {
-    let Some(lock) = store.try_lock(&format!("key-{}", oci::digest::hex(&claim.key.0)))? else { return Ok(None) };
+fn try_claim(store: &Store, key: &Key) -> cache::Result<Option<Claimed>> {
+    let Some(lock) = store.try_lock(&format!("key-{}", oci::digest::hex(&key.0)))? else { return Ok(None) };
     // A store that cannot answer makes a build slow, not impossible; the look-up before this one has said so.
-    if let Ok(Some(record)) = store.find_record(&claim.key) {
+    if let Ok(Some(record)) = store.find_record(key) {
         return Ok(Some(Claimed::Found(record.layer.layer)));
     }
-    Ok(Some(Claimed::Ours(lock, miss_reason(store, claim))))
+    Ok(Some(Claimed::Ours(lock)))
 }
 
 /// The recorded layer. A store that cannot answer makes a build slow, not impossible.
-pub(super) fn find(store: &Store, key: Key, step: &Step) -> Option<Layer> {
+pub(super) fn find(store: &Store, key: Key, step: &Step) -> Option<Hit> {
     match store.find_record(&key) {
-        Ok(record) => record.map(|record| record.layer.layer),
+        Ok(record) => record.map(|record| {
+            // Further keys of a result belong to no slot, and do not say what it had cost.
+            let cost = Some(record.cost).filter(|_| !record.slot.is_empty());
+            Hit { layer: record.layer.layer, cost }
+        }),
         Err(error) => {
             step.warn(format!("the cache cannot be read: {error}"));
             None
@@ -311,34 +347,14 @@ pub(super) fn find(store: &Store, key: Key, step: &Step) -> Option<Layer> {
 }
 
 /// A further key for a result. It belongs to no slot, because explanations speak about content keys.
-fn alias_record(key: Key, layer: &Layer) -> NewRecord {
+pub(super) fn alias_record(key: Key, layer: &Layer) -> NewRecord {
     NewRecord {
         key,
         layer: layer.id.clone(),
-        ingredients: "[]".to_owned(),
+        explanation: None,
         name: String::new(),
         slot: String::new(),
         cost: Duration::ZERO,
-    }
-}
-
-/// Why there is no record, in half a line.
-fn miss_reason(store: &Store, claim: &Claim<'_>) -> String {
-    let earlier = if claim.slot.is_empty() { Ok(None) } else { store.latest_of_slot(claim.slot) };
-    match earlier {
-        Ok(Some(earlier)) => compare(&earlier, claim.key, claim.ingredients),
-        Ok(None) => "not built here before".to_owned(),
-        Err(error) => format!("the cache cannot be read: {error}"),
-    }
-}
-
-fn compare(earlier: &Record, key: Key, ingredients: &[Ingredient]) -> String {
-    if earlier.key == key {
-        return "its result has been removed from the cache".to_owned();
-    }
-    match serde_json::from_str::<Vec<Ingredient>>(&earlier.ingredients) {
-        Ok(before) if before != ingredients => explain::brief(&explain::differences(&before, ingredients)),
-        Ok(_) | Err(_) => "its result was recorded by another version of rbuild".to_owned(),
     }
 }
 

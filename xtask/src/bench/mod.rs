@@ -1,10 +1,12 @@
 //! `cargo xtask bench`: the workloads of the design's table, as ratios against a peer and a floor in one run; `bench step`: what
-//! one step costs.
+//! one step costs; `bench registry`: pulling and pushing; `bench store`: what a large store costs.
 
 mod inputs;
 mod measure;
 mod peers;
+mod registry;
 mod step;
+mod store;
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -15,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use self::measure::{Sample, sample, summary};
 use self::peers::{Peer, Product};
 use crate::bases;
-use crate::process::{output, release_binary, run_command, say, work_dir};
+use crate::process::{output, release_binary, run_command, say, test_binary, work_dir};
 
 /// One row of the table.
 struct Workload {
@@ -40,19 +42,21 @@ enum Cache {
 
 /// Runs the named workloads, or all.
 pub(crate) fn bench(args: &[String]) -> Result<()> {
-    let (mut names, mut peer, mut n_runs) = (Vec::new(), None, 5);
+    let (mut names, mut peer, mut n_runs, mut is_dev) = (Vec::new(), None, 5, false);
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--peer" => peer = Some(args.next().context("--peer takes a name")?.as_str()),
             "--runs" => n_runs = args.next().context("--runs takes a number")?.parse()?,
-            "--help" | "-h" => bail!("usage: cargo xtask bench [WORKLOAD]... [--peer NAME] [--runs N]"),
+            // Only ratios within one table are worth anything then.
+            "--dev" => is_dev = true,
+            "--help" | "-h" => bail!("usage: cargo xtask bench [WORKLOAD]... [--peer NAME] [--runs N] [--dev]"),
             name => names.push(name),
         }
     }
     let work = work_dir().join("bench");
     std::fs::create_dir_all(&work)?;
-    let rbuild = release_binary()?;
+    let rbuild = if is_dev { test_binary()? } else { release_binary()? };
     bases::ensure(&rbuild, &bases::store_dir(), &["busybox"])?;
     let busybox_tar = work.join("busybox.tar");
     export_busybox(&rbuild, &busybox_tar)?;
@@ -60,14 +64,20 @@ pub(crate) fn bench(args: &[String]) -> Result<()> {
 
     let workloads = workloads(&work)?;
     let runner = Runner { rbuild: &rbuild, work: &work, peer: peer.as_deref(), n_runs, n_stores: Cell::new(0) };
-    if names == ["step"] {
-        let outcome = step::table(&runner);
+    let table = match names.as_slice() {
+        ["step"] => Some(step::table as fn(&Runner<'_>) -> Result<()>),
+        ["registry"] => Some(registry::table as fn(&Runner<'_>) -> Result<()>),
+        ["store"] => Some(store::table as fn(&Runner<'_>) -> Result<()>),
+        _ => None,
+    };
+    if let Some(table) = table {
+        let outcome = table(&runner);
         drop(std::fs::remove_dir_all(runner.stores()));
         return outcome;
     }
     if let Some(unknown) = names.iter().find(|name| workloads.iter().all(|workload| workload.name != **name)) {
         let known: Vec<&str> = workloads.iter().map(|workload| workload.name).collect();
-        bail!("no workload is called `{unknown}`: expected {}, or step alone", known.join(", "));
+        bail!("no workload is called `{unknown}`: expected {}, or step, registry or store alone", known.join(", "));
     }
     say(&format!("peer: {}\n", peer.as_ref().map_or_else(|| "none".to_owned(), |peer| peer.name())));
     say("| workload | rbuild s | peak MiB | peer s | ratio | floor s |");

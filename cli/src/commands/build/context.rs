@@ -163,7 +163,9 @@ fn local(dir: &Path, dockerfile: &DockerfileArg) -> Result<LoadedContext, Failur
         }
     };
     let ignore = ignore_file(path.as_deref(), &dir)?;
-    let identity = path.as_deref().unwrap_or(&dir).to_string_lossy().into_owned();
+    // The same file in another directory is another one.
+    let identity = std::path::absolute(path.as_deref().unwrap_or(&dir)).unwrap_or_else(|_| dir.clone());
+    let identity = identity.to_string_lossy().into_owned();
     let dockerfile = found.map(|(name, text)| Dockerfile { name, text, identity });
     Ok(LoadedContext { dockerfile, files: here(), dir: Some(dir), ignore, _unpacked: None })
 }
@@ -281,7 +283,7 @@ fn read_stdin_dockerfile() -> Result<Vec<u8>, Failure> {
 }
 
 /// `<Dockerfile>.dockerignore` beside the Dockerfile, else `.dockerignore` in the context; the first that exists.
-fn ignore_file(dockerfile: Option<&Path>, context: &Path) -> Result<Option<(String, Vec<u8>)>, Failure> {
+pub(crate) fn ignore_file(dockerfile: Option<&Path>, context: &Path) -> Result<Option<(String, Vec<u8>)>, Failure> {
     let specific = dockerfile.map(|path| {
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(".dockerignore");

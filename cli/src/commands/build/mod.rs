@@ -1,28 +1,38 @@
 //! `rbuild build`: one build, from checked flags to a written product.
 
+mod caches;
 mod context;
 pub(crate) mod dest;
 mod foreign;
 mod product;
+mod record;
 mod remote;
 mod result_files;
 mod secrets;
 pub(crate) mod wire;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use executor::caches::Caches;
 use executor::emulation::{Emulation, EmulationCost};
 use executor::engine::{Engine, OfferedDir};
 use executor::packer::Wanted;
 use solver::plan::{
     ContextKind, Culprit, IgnoreFile, NamedContext, NoCache, Plan, PlanError, PlanRequest, SourceText, plan,
 };
-use solver::{Chain, Input, OpError, Outcome, Progress, ResultRef, SolveContext, SolveError, TargetUse, solve};
+use solver::{
+    Chain, Input, Notes, OpError, Outcome, Progress, RemoteCaches, ResultRef, SolveContext, SolveError, TargetUse,
+    solve,
+};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::context::ignore_file;
 use self::context::{Dockerfile, LoadedContext};
 use self::product::{Finished, Product, Solved};
+use self::record::Recorder;
+use super::room::{self, Keeper};
 use crate::args::Global;
 use crate::env;
 use crate::failure::{Failure, Report, Source};
@@ -32,6 +42,9 @@ use crate::ui::{self, Ui};
 
 /// Name of the main context.
 const MAIN_CONTEXT: &str = "context";
+
+/// How long results are sent to caches after a build has failed.
+const CACHES_AFTER_FAILURE: Duration = Duration::from_secs(30);
 
 /// What `--build-context` says, by name.
 type NamedContexts = BTreeMap<String, NamedContext>;
@@ -84,12 +97,16 @@ pub(super) fn session<T>(
     let runtime = wire::runtime()?;
     let mut source = None;
     let build = Build { request, store, global, progress: ui.progress().clone(), cancel: cancel.clone() };
+    let keeper = Keeper::start(store, &request.space, &cancel);
     let outcome = runtime.block_on(wire::until_interrupted(cancel, work(&build, &mut source)));
     // Work that was cancelled ends before the last picture is drawn.
     drop(runtime);
     ui.close();
-    match outcome {
+    let exceeded = keeper.end();
+    let is_exceeded = exceeded.is_some();
+    match room::judge(outcome, exceeded.as_ref(), store.root()) {
         Ok(result) => Ok((result, source)),
+        Err(failure) if is_exceeded => Err(of_build(failure)),
         Err(failure) => Err(attach(failure, source.as_ref())),
     }
 }
@@ -120,14 +137,36 @@ pub(super) struct Prepared {
 
 impl Build<'_> {
     async fn run(&self, source: &mut Option<Source>) -> Result<Built, Failure> {
+        let began = Instant::now();
         let isolation = self.global.confinement.isolation;
         let products = product::products(self.request, isolation, &self.progress).await.map_err(of_build)?;
-        let Prepared { plan_request, engine, context: _context } =
-            self.prepare(product::wanted(&products), source).await?;
+        let mut wanted = product::wanted(&products);
+        wanted.extend(self.request.caches.to.iter().map(|export| caches::wanted(export, &products)));
+        let Prepared { plan_request, engine, context: _context } = self.prepare(unique(wanted), source).await?;
+        let recorder = Recorder::new(self.store, self.request, &plan_request, began);
+        let mut steps = None;
+        let result = self.run_recorded(&products, &plan_request, &engine, &recorder, &mut steps).await;
+        let steps = steps.unwrap_or_else(|| recorder.gather());
+        recorder.finish(steps, &result).await;
+        result
+    }
+
+    /// Plans, solves and exports. The steps of the build's record are left in `steps` as soon as they are known.
+    async fn run_recorded(
+        &self,
+        products: &[Product],
+        plan_request: &PlanRequest,
+        engine: &Engine,
+        recorder: &Recorder,
+        steps: &mut Option<record::Steps>,
+    ) -> Result<Built, Failure> {
+        // What caches have is asked while the build is planned.
+        let caches = caches::parts(self.request, products);
+        let caches = caches.map(|parts| Arc::new(engine.caches(parts)));
         // A registry that will not take the image says so before anything is made.
         let names: Vec<oci::ImageRef> = products.iter().flat_map(Product::pushed_names).cloned().collect();
         let pusher = engine.pusher();
-        let planned = plan(&plan_request, &engine, &self.progress);
+        let planned = plan(plan_request, engine, &self.progress);
         let (planned, allowed) = tokio::join!(planned, pusher.check(&names));
         let plan = planned.map_err(plan_failure)?;
         allowed.map_err(|error| of_build(error.into()))?;
@@ -137,19 +176,57 @@ impl Build<'_> {
             // What is asked for the first time is tried out, which waits for processes.
             tokio::task::block_in_place(|| foreign::warn(&plan, emulation, &self.progress));
         }
-        let early = product::early_targets(&products);
+        let early = product::early_targets(products);
         if !early.is_empty() {
             engine.push_early(&early);
         }
-        let chains = self.solve(&plan, &engine).await?;
-        let solved = Solved { plan: &plan, engine: &engine, store: self.store, chains };
-        let settled = async {
-            engine.settle_early().await;
-            Ok(())
+        let finished = self.make(products, &plan, engine, caches.as_ref(), recorder, steps).await;
+        let finished = match (finished, &caches) {
+            (Ok(finished), Some(caches)) => {
+                caches.finish().await.map_err(|error| of_build(error.into()))?;
+                finished
+            }
+            (Err(failure), Some(caches)) => {
+                // What has been made is worth keeping; whatever else goes wrong is not what the user has to hear of.
+                drop(tokio::time::timeout(CACHES_AFTER_FAILURE, caches.finish()).await);
+                return Err(failure);
+            }
+            (finished, None) => finished?,
         };
-        let (finished, ()) = futures_util::try_join!(self.export(&products, &solved), settled)?;
         let cost = engine.emulation().map(Emulation::cost).unwrap_or_default();
         Ok(Built { finished, warnings, cost })
+    }
+
+    /// Performs the plan and writes the products; again, when a layer of a cache that was counted on is not to be had.
+    async fn make(
+        &self,
+        products: &[Product],
+        plan: &Plan,
+        engine: &Engine,
+        caches: Option<&Arc<Caches>>,
+        recorder: &Recorder,
+        steps: &mut Option<record::Steps>,
+    ) -> Result<Finished, Failure> {
+        let ended = Arc::default();
+        loop {
+            let attempt = async {
+                let chains = self.solve(plan, engine, caches, &ended, recorder.notes()).await?;
+                *steps = Some(recorder.gather());
+                let solved = Solved { plan, engine, store: self.store, chains, caches };
+                let settled = async {
+                    engine.settle_early().await;
+                    Ok(())
+                };
+                let (finished, ()) = futures_util::try_join!(self.export(products, &solved), settled)?;
+                Ok(finished)
+            };
+            match attempt.await {
+                Err(_)
+                    if !self.cancel.is_cancelled()
+                        && engine.forget_lost().map_err(|error| of_build(error.into()))? => {}
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Says what is to be said before a build, loads its definition, and makes what answers and performs its plan. The
@@ -278,7 +355,14 @@ impl Build<'_> {
     }
 
     /// Performs what the images need: their layers, in the order of the images.
-    async fn solve(&self, plan: &Plan, engine: &Engine) -> Result<Vec<Chain>, Failure> {
+    async fn solve(
+        &self,
+        plan: &Plan,
+        engine: &Engine,
+        caches: Option<&Arc<Caches>>,
+        ended: &Arc<Mutex<HashSet<String>>>,
+        notes: Notes,
+    ) -> Result<Vec<Chain>, Failure> {
         let roots: Vec<Input> = plan.images.iter().map(|image| image.root).collect();
         let context = SolveContext {
             store: self.store.clone(),
@@ -287,7 +371,10 @@ impl Build<'_> {
             cancel: self.cancel.clone(),
             targets: TargetUse::Export,
             shown: engine.shown(),
+            notes,
+            ended: ended.clone(),
             parallelism: self.request.jobs.unwrap_or_else(wire::default_parallelism).max(1),
+            remote: caches.cloned().map(|caches| caches as Arc<dyn RemoteCaches>),
         };
         let results = solve(&plan.graph, &roots, context).await.map_err(solve_failure)?;
         let chain = |result| match result {
@@ -304,13 +391,26 @@ impl Build<'_> {
             match product.write(solved, &step, &mut finished).await {
                 Ok(()) => step.finish(Outcome::Done),
                 Err(error) => {
-                    step.finish(Outcome::Failed(error.message.clone()));
+                    // What is missing is made, and then this goes on.
+                    let is_over = !error.is_remade;
+                    step.finish(if is_over { Outcome::Failed(error.message.clone()) } else { Outcome::Canceled });
                     return Err(of_build(error.into()));
                 }
             }
         }
         Ok(finished)
     }
+}
+
+/// Each once, in order.
+fn unique(list: Vec<Wanted>) -> Vec<Wanted> {
+    let mut seen = Vec::with_capacity(list.len());
+    for wanted in list {
+        if !seen.contains(&wanted) {
+            seen.push(wanted);
+        }
+    }
+    seen
 }
 
 fn check_warning(warning: &solver::plan::Warning) -> CheckWarning {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cache::{Codec, Store};
+use executor::caches::Caches;
 use executor::engine::Engine;
 use executor::export::{
     Archive, AssembledLayer, Assembly, BuiltImage, ImageDocuments, MediaTypes, PlacedRoot, assemble, export_local,
@@ -14,7 +15,7 @@ use executor::packer::{PackedLayer, Wanted};
 use executor::push::{EarlyTarget, Parcel};
 use executor::sandbox::Isolation;
 use futures_util::future::try_join_all;
-use oci::{Descriptor, Digest, ImageRef, Platform};
+use oci::{Descriptor, Digest, ImageConfig, ImageRef, Platform};
 use solver::plan::{Plan, PlannedImage};
 use solver::{Chain, OpError, Progress, Step, Tier};
 
@@ -42,6 +43,8 @@ pub(crate) struct Solved<'a> {
     pub(crate) store: &'a Store,
     /// The layers of each image of the plan, in its order.
     pub(crate) chains: Vec<Chain>,
+    /// Caches elsewhere, if there are any.
+    pub(crate) caches: Option<&'a Arc<Caches>>,
 }
 
 /// One product.
@@ -104,7 +107,8 @@ impl Product {
         }
     }
 
-    fn wanted(&self) -> Option<Wanted> {
+    /// In which form layers leave; `None` where they do not.
+    pub(crate) fn wanted(&self) -> Option<Wanted> {
         let gzip = Codec::Gzip { level: DEFAULT_GZIP_LEVEL };
         let (options, default, store_plain) = match &self.output {
             Output::Image(options) if options.push.is_some() => (options, gzip, true),
@@ -233,8 +237,13 @@ impl Product {
         let packed = solved.images().map(|(image, chain)| packed(solved.engine, image, chain, options, wanted));
         let packed = try_join_all(packed).await?;
         step.status("exporting layers", 0, 0, true);
-        let images = solved.plan.images.iter().zip(packed);
-        let mut images: Vec<ImageDocuments> = images.map(|(image, layers)| documents(image, layers, options)).collect();
+        let images = solved.images().zip(packed);
+        let mut images: Vec<ImageDocuments> = images
+            .map(|((image, chain), layers)| {
+                let cache = solved.caches.and_then(|caches| caches.image_metadata(chain, &layers));
+                documents(image, layers, cache, options)
+            })
+            .collect();
         for image in &images {
             step.status(format!("exporting manifest {}", image.descriptor().digest), 0, 0, true);
             step.status(format!("exporting config {}", image.config_digest()), 0, 0, true);
@@ -315,13 +324,19 @@ async fn packed(
 }
 
 /// Config and manifest of one image.
-fn documents(image: &PlannedImage, packed: Vec<PackedLayer>, options: &ImageOptions) -> ImageDocuments {
+fn documents(
+    image: &PlannedImage,
+    packed: Vec<PackedLayer>,
+    cache: Option<serde_json::Value>,
+    options: &ImageOptions,
+) -> ImageDocuments {
     let layers: Vec<AssembledLayer> = packed.into_iter().map(AssembledLayer::from).collect();
     let assembly = Assembly {
-        config: image.config.clone(),
+        config: ImageConfig { cache, ..image.config.clone() },
         history: image.history.iter().map(|history| history.entry.clone()).collect(),
         n_base_history: image.history.iter().take_while(|history| history.from_base).count(),
         epoch: options.epoch.or(image.epoch),
+        keeps_nondistributable: options.keeps_nondistributable,
     };
     assemble(&assembly, &layers, media_types(options), &options.annotations.of_image(&image.platform))
 }
@@ -371,10 +386,11 @@ fn store_image(store: &Store, built: &BuiltImage, options: &ImageOptions, step: 
     if options.is_unnamed {
         return Ok(());
     }
-    if options.names.is_empty() {
+    let own_name = options.name_by_digest(&descriptor.digest)?;
+    if options.names.is_empty() && own_name.is_none() {
         store.keep_dangling(&descriptor)?;
     }
-    for name in &options.names {
+    for name in options.names.iter().chain(&own_name) {
         store.tag(name, &descriptor)?;
         step.status(format!("naming to {name}"), 0, 0, true);
     }

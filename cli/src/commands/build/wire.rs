@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use executor::engine::{Engine, EngineParts, OfferedDir};
 use executor::layer::{OverlayFlavour, UnpackOptions};
@@ -12,7 +13,7 @@ use executor::sandbox::{Confinement, TreeStyle};
 use executor::source::git::GitOptions;
 use executor::source::image::PullPolicy;
 use executor::source::{GitSource, HttpSource, ImageSource};
-use oci::registry::{AuthConfig, Client, ClientOptions, ConfigFiles, Proxies};
+use oci::registry::{AuthConfig, Client, ClientOptions, ConfigFiles, Proxies, RetryPolicy};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -21,9 +22,13 @@ use super::{Build, secrets};
 use crate::env;
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::request::BuildRequest;
 
 /// Where registries' certificates are kept by others.
 const CERTS_DIRS: [&str; 3] = ["/etc/docker/certs.d", "/etc/containers/certs.d", "/etc/containerd/certs.d"];
+
+/// The longest silence of a cache in the middle of a transfer: a step is often performed in less.
+const CACHE_STALL: Duration = Duration::from_secs(10);
 
 /// The runtime that waits; CPU work is rayon's.
 pub(crate) fn runtime() -> Result<Runtime, Failure> {
@@ -78,6 +83,7 @@ pub(crate) fn engine(
     let mut options = client_options();
     options.insecure.extend(build.request.outputs.iter().flat_map(Output::insecure_registries));
     let client = Client::new(options);
+    let hasty = cache_client(build.request, Patience::Little);
     let policy = if build.request.pull { PullPolicy::Always } else { PullPolicy::Missing };
     let lookup = secrets::lookup(&build.request.secrets);
     let agents = secrets::agents(&build.request.ssh)?;
@@ -89,12 +95,10 @@ pub(crate) fn engine(
         known_hosts: None,
     };
     let parts = EngineParts {
-        images: Arc::new(ImageSource::new(
-            store.clone(),
-            client.clone(),
-            policy,
-            unpack_options(&build.global.confinement),
-        )),
+        images: Arc::new(
+            ImageSource::new(store.clone(), client.clone(), policy, unpack_options(&build.global.confinement))
+                .with_hasty_client(hasty),
+        ),
         http: HttpSource::new(http_client, store.clone(), lookup.clone()),
         git: GitSource::new(git, store.clone(), lookup),
         runner: secrets::runner(&store, build.request, agents, build.global)?,
@@ -105,6 +109,31 @@ pub(crate) fn engine(
         cancel: build.cancel.clone(),
     };
     Ok(Engine::new(parts)?)
+}
+
+/// How long is tried what a build can do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// A step waits, which could be performed instead.
+    Little,
+    /// Nothing waits until the build has ended.
+    Some,
+}
+
+/// The client for what a build can do without: caches, and layers that can be made again.
+pub(super) fn cache_client(request: &BuildRequest, patience: Patience) -> Client {
+    let mut options = client_options();
+    options.insecure.extend(request.outputs.iter().flat_map(Output::insecure_registries));
+    options.insecure.extend(request.caches.insecure_registries());
+    let stall_timeout = options.retry.stall_timeout.min(CACHE_STALL);
+    options.retry = RetryPolicy {
+        attempts: if patience == Patience::Little { 2 } else { 4 },
+        max_delay: Duration::from_secs(1),
+        max_retry_after: Duration::from_secs(5),
+        stall_timeout,
+        ..options.retry
+    };
+    Client::new(options)
 }
 
 /// The client for files behind URLs: the system's certificates, and proxies from the environment.

@@ -43,11 +43,32 @@ fn copies_that_nothing_changed_go() {
     let make = "mkdir d; echo a > d/a; echo b > d/b; ln -s a d/l; touch -d 2001-01-01 d/a d";
     let Some(dir) = upper_after(make, "chown -R 0:0 d; : >> d/a; chmod 644 d/b") else { return };
     assert_eq!(paths(&dir), ["d", "d/a", "d/b", "d/l"]);
+    drop_in(&dir);
+    assert!(paths(&dir).is_empty());
+}
+
+#[test]
+fn directories_that_hold_something_do_not_tell_what_went() {
+    let make = "mkdir d; echo a > d/a; echo b > d/b; touch -d 2001-01-01 d/a d";
+    let Some(dir) = upper_after(make, "chown -R 0:0 d; chmod 600 d/b") else { return };
     let time = |dir: &TempDir| fs::metadata(dir.path().join("upper/d")).and_then(|meta| meta.modified()).expect("time");
     let before = time(&dir);
     drop_in(&dir);
-    assert_eq!(paths(&dir), ["d"]);
-    assert_eq!(time(&dir), before, "the directory does not tell");
+    assert_eq!(paths(&dir), ["d", "d/b"]);
+    assert_eq!(time(&dir), before);
+}
+
+#[test]
+fn directories_that_only_their_time_tells_of_go() {
+    let make = "mkdir -p tmp/deep/er kept/sub mode hidden/inner/most; echo x > hidden/x";
+    let step = "touch tmp/deep/er/f; rm tmp/deep/er/f; touch kept/sub/f; chmod 700 mode; touch mode/f; rm mode/f; mkdir new; \
+                rm -r hidden; mkdir -p hidden/inner/most";
+    let Some(dir) = upper_after(make, step) else { return };
+    drop_in(&dir);
+    assert_eq!(
+        paths(&dir),
+        ["hidden", "hidden/inner", "hidden/inner/most", "kept", "kept/sub", "kept/sub/f", "mode", "new"]
+    );
 }
 
 #[test]

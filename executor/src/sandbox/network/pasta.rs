@@ -41,7 +41,7 @@ const PREFIX_BITS: &str = "29";
 const INTERFACE: &str = "eth0";
 
 /// How long the helper may take to say that it is ready; usually it is some hundredths of a second.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The most of the helper's complaints that is kept.
 const MOST_WORDS_BYTES: usize = 4096;

@@ -1,6 +1,7 @@
 //! ADD of a git tree, with the `git` program.
 //!
-//! A ref is resolved once per build (`ls-remote`), so that the key and the files speak of the same commit. Objects are
+//! A ref is resolved once per build (`ls-remote`), so that the key and the files speak of the same commit; without a
+//! network it is what it was last. Objects are
 //! fetched as shallowly as possible into a bare repository per remote, which stays for later builds; the tree is
 //! checked out beside the future layer and moved into it. Everything that comes from a remote is hostile: names are
 //! validated before git sees them, programs named by repositories or by the user's configuration never run, and links
@@ -108,13 +109,41 @@ impl GitSource {
             Some(resolved) => resolved,
             None => {
                 remote::validate(op)?;
-                let resolved = remote::resolve(&self.git(op, step, cancel)?, op).await?;
+                let resolved = match remote::known(op) {
+                    Some(resolved) => resolved,
+                    None => self.ask(op, step, cancel).await?,
+                };
                 self.resolved.lock().unwrap_or_else(PoisonError::into_inner).insert(place, resolved.clone());
                 resolved
             }
         };
         resolved.check(op)?;
         Ok(resolved)
+    }
+
+    /// What the remote says that a ref stands for; what it said last, with a warning, when it cannot be reached.
+    async fn ask(&self, op: &GitOp, step: &Step, cancel: &CancellationToken) -> Result<Resolved, OpError> {
+        let git = self.git(op, step, cancel)?;
+        let question = format!("git {} {}", remote::reference(op), op.remote);
+        let shown = url::redacted(&op.remote);
+        let store = self.store.clone();
+        let failure = match remote::ask(&git, op).await? {
+            Ok(answer) => {
+                let resolved = remote::read_answer(op, &answer)?;
+                blocking(move || store.remember_answer(&question, &answer)).await?;
+                return Ok(resolved);
+            }
+            Err(failure) => failure,
+        };
+        if let Some(reason) = failure.unreachable()
+            && let Some(answer) = blocking(move || store.last_answer(&question)).await?
+        {
+            let resolved = remote::read_answer(op, &answer)?;
+            let commit = &resolved.commit;
+            step.warn(format!("using {shown} at {commit} as seen last: {reason}"));
+            return Ok(resolved);
+        }
+        Err(git.report(&format!("load cache key: failed to fetch remote {shown}"), &failure))
     }
 
     /// The program with what it needs to talk to the remote of `op`.

@@ -48,6 +48,31 @@ pub(super) struct GitFailure {
     pub(super) status: String,
 }
 
+/// How git, curl and ssh say that a server could not be reached (in the C locale).
+const UNREACHABLE: [&str; 10] = [
+    "Could not resolve host",
+    "Could not resolve proxy",
+    "Temporary failure in name resolution",
+    "Name or service not known",
+    "Failed to connect",
+    "Connection refused",
+    "Connection timed out",
+    "Network is unreachable",
+    "No route to host",
+    "Operation timed out",
+];
+
+impl GitFailure {
+    /// The line that says that the server could not be reached, if that is what was wrong.
+    pub(super) fn unreachable(&self) -> Option<&str> {
+        self.stderr.lines().find(|line| UNREACHABLE.iter().any(|words| line.contains(words)))
+    }
+
+    fn last_line(&self) -> Option<&str> {
+        self.stderr.lines().rev().find(|line| !line.trim().is_empty())
+    }
+}
+
 impl Git {
     pub(super) fn new(options: Arc<GitOptions>, step: Step, cancel: CancellationToken) -> Self {
         let config = CONFIG.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
@@ -110,8 +135,7 @@ impl Git {
         if !stderr.is_empty() {
             self.step.log(Stream::Stderr, format!("{stderr}\n").into_bytes());
         }
-        let last = stderr.lines().rev().find(|line| !line.trim().is_empty());
-        let reason = last.map(|line| format!("{line}: ")).unwrap_or_default();
+        let reason = failure.last_line().map(|line| format!("{line}: ")).unwrap_or_default();
         OpError::environment(format!("failed to {what}: {reason}{status}"))
     }
 

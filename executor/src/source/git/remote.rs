@@ -6,7 +6,7 @@ use solver::{GitOp, OpError};
 
 use crate::source::url;
 
-use super::program::Git;
+use super::program::{Git, GitFailure};
 
 /// What a ref stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,18 +83,30 @@ fn is_object_id(name: &str) -> bool {
     matches!(name.len(), 40 | 64) && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Asks the remote what the ref of `op` stands for.
-pub(super) async fn resolve(git: &Git, op: &GitOp) -> Result<Resolved, OpError> {
-    let reference = op.reference.as_deref().unwrap_or("HEAD");
-    if is_object_id(reference) {
-        return Ok(Resolved { commit: reference.to_owned(), ref_name: None, tag_object: None });
-    }
+/// What the ref of `op` stands for, without asking anybody: a whole object id is taken as it is.
+pub(super) fn known(op: &GitOp) -> Option<Resolved> {
+    let commit = op.reference.clone().filter(|name| is_object_id(name))?;
+    Some(Resolved { commit, ref_name: None, tag_object: None })
+}
+
+/// Asks the remote for everything that the ref of `op` may stand for.
+pub(super) async fn ask(git: &Git, op: &GitOp) -> Result<Result<String, GitFailure>, OpError> {
+    let reference = reference(op);
     let mut args = vec!["ls-remote".to_owned(), "--symref".to_owned(), "--".to_owned(), op.remote.clone()];
     args.extend([reference.to_owned(), format!("{reference}^{{}}")]);
-    let what = format!("load cache key: failed to fetch remote {}", url::redacted(&op.remote));
-    let output = git.run(Path::new("/"), &what, &args).await?;
-    choose(&output, reference)
+    git.call(Path::new("/"), &args).await
+}
+
+/// What the ref of `op` stands for, by what the remote has answered.
+pub(super) fn read_answer(op: &GitOp, answer: &str) -> Result<Resolved, OpError> {
+    let reference = reference(op);
+    choose(answer, reference)
         .ok_or_else(|| key_error(format!("repository does not contain ref {reference}, output: \"\"")))
+}
+
+/// The ref that is meant.
+pub(super) fn reference(op: &GitOp) -> &str {
+    op.reference.as_deref().unwrap_or("HEAD")
 }
 
 /// Picks from the output of `ls-remote --symref`: branch before tag before full name.

@@ -4,7 +4,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
 
-use crate::source::testing::{silent, skip, store};
+use crate::source::testing::{Reply, Server, silent, skip, step, store};
 
 use super::*;
 
@@ -102,6 +102,36 @@ fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
+}
+
+#[tokio::test]
+async fn a_remote_that_is_away_is_taken_for_unchanged() {
+    if Command::new("git").arg("--version").output().is_err() {
+        return skip("there is no git program");
+    }
+    const COMMIT: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    let (server, (_dir, store)) = (Server::start().await, store());
+    // What a server of files alone says.
+    server.route("/r.git/info/refs?service=git-upload-pack", [Reply::ok(format!("{COMMIT}\trefs/heads/main\n"))]);
+    server.route("/r.git/HEAD", [Reply::ok("ref: refs/heads/main\n")]);
+    let op = |reference: &str| GitOp {
+        remote: server.url("/r.git"),
+        reference: Some(reference.to_owned()),
+        subdir: None,
+        checksum: None,
+        keep_git_dir: false,
+        submodules: true,
+        commit_times: false,
+    };
+    let (main, other) = (op("main"), op("other"));
+    assert_eq!(source(&store).probe(&main, &silent()).await.unwrap(), COMMIT);
+    assert!(source(&store).probe(&other, &silent()).await.is_err());
+    drop(server);
+    let (step, events) = step();
+    assert_eq!(source(&store).probe(&main, &step).await.unwrap(), COMMIT);
+    let said = format!("at {COMMIT} as seen last: fatal: unable to access ");
+    assert!(events.try_iter().any(|event| format!("{event:?}").contains(&said)));
+    assert!(source(&store).probe(&other, &silent()).await.is_err());
 }
 
 #[tokio::test]

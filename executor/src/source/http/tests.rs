@@ -1,7 +1,7 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
-use crate::source::testing::{Reply, Server, silent, store};
+use crate::source::testing::{Reply, Server, silent, step, store};
 
 use super::*;
 
@@ -76,6 +76,28 @@ async fn a_url_means_one_file_during_a_build() {
         server.route("/f", [Reply::ok("two").header("etag", "\"2\"")]);
         assert_eq!(source.probe(&op, &silent()).await.unwrap(), probe);
         assert_eq!(server.seen(), [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_is_taken_for_unchanged() {
+    let (server, (_dir, store)) = (Server::start().await, store());
+    server.route("/etag", [Reply::ok("one").header("etag", "\"1\"")]);
+    server.route("/digest", [Reply::ok("two")]);
+    let ops = ["/etag", "/digest"].map(|path| op(server.url(path)));
+    let mut probes = Vec::new();
+    for op in &ops {
+        probes.push(source(&store, &[]).probe(op, &silent()).await.unwrap());
+    }
+    // One that has gone is away no longer: that is an answer.
+    server.route("/etag", [Reply::status(404)]);
+    assert!(source(&store, &[]).probe(&ops[0], &silent()).await.is_err());
+    drop(server);
+    for (op, probe) in ops.iter().zip(&probes) {
+        let (step, events) = step();
+        assert_eq!(&source(&store, &[]).probe(op, &step).await.unwrap(), probe);
+        let warned = events.try_iter().any(|event| format!("{event:?}").contains(" as seen last: cannot reach http"));
+        assert!(warned, "{}", op.url);
     }
 }
 

@@ -2,24 +2,41 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
+use cache::remote::{DirectoryCache, RemoteCache, RemoteError};
 use cache::{BlobWriter, Store, TreeDraft};
-use oci::registry::ChannelSink;
+use oci::registry::{ChannelSink, Client, RegistryError};
 use oci::{Descriptor, DiffId, Digest, ImageRef};
 use solver::{OpError, Step};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::ImageSource;
+use super::pace::{Pace, TooSlow};
 use super::resolve::observer;
 use crate::layer::{TreeError, UnpackOptions, Unpacked, unpack};
 use crate::source::blocking;
 
 /// Chunks of the network (some 16 KiB each) that may wait for the disk and the decompressor.
 const CHUNKS_AHEAD: usize = 64;
+/// How much of a stored blob is read at once.
+const READ_BYTES: usize = 256 << 10;
 /// Progress is reported once in so many bytes.
 const PROGRESS_BYTES: u64 = 512 << 10;
+
+/// Where a blob comes from.
+enum Origin {
+    /// A repository, asked through this client.
+    Repository(Client, ImageRef),
+    /// A cache that this build knows.
+    Cache(Arc<dyn RemoteCache>),
+    /// A file of a cache that an earlier build has known.
+    File(PathBuf),
+}
 
 /// A tree that has its files, and waits for what only the layers below know.
 pub(super) struct UnpackedDraft {
@@ -118,11 +135,31 @@ impl ImageSource {
         cancel: &CancellationToken,
     ) -> Result<(Descriptor, Option<UnpackedDraft>), OpError> {
         let (store, wanted) = (self.store.clone(), diff_id.clone());
-        let remotes = blocking(move || store.find_remotes(&wanted)).await?;
+        let look = move || {
+            let cost = if store.is_result_only(&wanted)? { Some(store.cost_of(&wanted)?) } else { None };
+            Ok::<_, OpError>((store.find_remotes(&wanted)?, cost))
+        };
+        // What a step has made has cost something, and can be made again.
+        let (remotes, cost) = blocking(look).await?;
+        let is_result = cost.is_some();
         let mut failures = Vec::new();
-        for (descriptor, repository) in remotes {
-            let Ok(reference) = ImageRef::parse_normalized(&repository) else { continue };
-            match self.pull_from(&reference, &descriptor, unpack, step, cancel).await {
+        for (descriptor, place) in remotes {
+            let Some(origin) = self.origin(&place, &descriptor, is_result) else { continue };
+            if is_result && self.is_given_up(&place) {
+                failures.push(format!("{place} has failed before"));
+                continue;
+            }
+            let pulled = match self.pull_from(origin, &descriptor, (unpack, cost), step, cancel).await {
+                Ok(unpacked) => self.verified(diff_id, &descriptor, unpacked, is_result).await,
+                Err(Stopped::Reader(reason) | Stopped::Bytes(reason)) => Err(reason),
+                Err(Stopped::Place(reason)) => {
+                    if is_result && !cancel.is_cancelled() {
+                        self.give_up(&place);
+                    }
+                    Err(reason)
+                }
+            };
+            match pulled {
                 Ok(unpacked) => {
                     let (store, diff_id, noted) = (self.store.clone(), diff_id.clone(), descriptor.clone());
                     blocking(move || store.remember_foreign_blob(&diff_id, &noted)).await?;
@@ -132,49 +169,102 @@ impl ImageSource {
                 Err(reason) => failures.push(reason),
             }
         }
-        let error = match failures.split_first() {
+        if is_result {
+            self.lose(diff_id, failures.first().map_or("no place is known to have it", String::as_str));
+        }
+        let mut error = match failures.split_first() {
             None => OpError::environment(format!("layer {diff_id} is not stored, and no registry is known to have it"))
                 .help("build again, so that its image is resolved anew"),
             Some((first, _)) => OpError::environment(format!("failed to pull layer {diff_id}: {first}")),
         };
+        error.is_remade = is_result;
         Err(failures.into_iter().skip(1).fold(error, |error, reason| error.help(format!("tried {reason}"))))
+    }
+
+    /// How a blob is fetched from a place; `None` for one that nobody understands.
+    fn origin(&self, place: &str, blob: &Descriptor, is_result: bool) -> Option<Origin> {
+        if let Some(cache) = self.cache_at(place).filter(|_| is_result) {
+            return Some(Origin::Cache(cache));
+        }
+        if let Some(file) = DirectoryCache::blob_at(place, &blob.digest) {
+            return Some(Origin::File(file));
+        }
+        let client = if is_result { &self.hasty } else { &self.client };
+        ImageRef::parse_normalized(place).ok().map(|reference| Origin::Repository(client.clone(), reference))
+    }
+
+    /// Compares the diff ID of a result of a step, of which only a cache's word is known. Layers of images are compared where
+    /// they are unpacked: what names them is trusted.
+    async fn verified(
+        &self,
+        diff_id: &DiffId,
+        blob: &Descriptor,
+        unpacked: Option<UnpackedDraft>,
+        is_result: bool,
+    ) -> Result<Option<UnpackedDraft>, String> {
+        if !is_result {
+            return Ok(unpacked);
+        }
+        let got = match &unpacked {
+            Some(unpacked) => unpacked.unpacked.diff_id.clone(),
+            None => {
+                let (store, digest) = (self.store.clone(), blob.digest.clone());
+                blocking(move || uncompressed_digest(&store, &digest)).await.map_err(|error| error.message)?
+            }
+        };
+        if got == *diff_id {
+            return Ok(unpacked);
+        }
+        Err(format!("the content of blob {} is not what was said: expected {diff_id}, got {got}", blob.digest))
     }
 
     /// One transfer. The disk and the decompressor work in a thread of their own while the network goes on.
     async fn pull_from(
         &self,
-        reference: &ImageRef,
+        origin: Origin,
         blob: &Descriptor,
-        options: Option<UnpackOptions>,
+        (options, cost): (Option<UnpackOptions>, Option<Duration>),
         step: &Step,
         cancel: &CancellationToken,
-    ) -> Result<Option<UnpackedDraft>, String> {
+    ) -> Result<Option<UnpackedDraft>, Stopped> {
         let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
-        let store = self.store.clone();
-        let disk = tokio::task::spawn_blocking(move || receive(&store, receiver, options));
-        let fetched = {
-            let mut sink = ChannelSink(sender);
-            let client = self.client.observed_by(observer(step));
-            let report = progress(step, blob);
-            cancel.run_until_cancelled(client.fetch_blob(reference, blob, &mut sink, report)).await
-            // The sink ends here, and with it the stream that the thread reads.
+        let pace = Arc::new(Pace::default());
+        let (store, theirs) = (self.store.clone(), pace.clone());
+        let disk = tokio::task::spawn_blocking(move || receive(&store, receiver, options, theirs));
+        let too_slow = async {
+            match cost {
+                Some(cost) => pace.too_slow(blob.size_bytes, cost).await,
+                None => std::future::pending().await,
+            }
         };
+        let in_time = async {
+            tokio::select! {
+                transferred = transfer(origin, blob, sender, step) => transferred,
+                TooSlow { reason, is_hopeless } = too_slow => {
+                    Err(if is_hopeless { Stopped::Place(reason) } else { Stopped::Bytes(reason) })
+                }
+            }
+        };
+        // What sends ends with this, and with it the stream that the thread reads.
+        let fetched = cancel.run_until_cancelled(in_time).await;
         let extracting = format!("extracting {}", blob.digest);
         if options.is_some() && matches!(fetched, Some(Ok(()))) {
             step.status(&extracting, 0, 0, false);
         }
-        let received = disk.await.map_err(|error| format!("unpacking broke: {error}"))?;
+        let by_reader = |error: &dyn std::fmt::Display| Stopped::Reader(error.to_string());
+        let received = disk.await.map_err(|error| Stopped::Reader(format!("unpacking broke: {error}")))?;
         match (fetched, received) {
-            (None, _) => Err("cancelled".to_owned()),
+            (None, _) => Err(Stopped::Reader("cancelled".to_owned())),
             // The reader has stopped first: its reason is the true one.
-            (Some(Err(oci::registry::RegistryError::Local { .. })), Err(error)) => Err(error.to_string()),
-            (Some(Err(error)), _) => Err(error.to_string()),
-            (Some(Ok(())), Err(error)) => Err(error.to_string()),
+            (Some(Err(Stopped::Reader(_))), Err(error)) => Err(by_reader(&error)),
+            (Some(Err(stopped)), _) => Err(stopped),
+            (Some(Ok(())), Err(error)) => Err(by_reader(&error)),
             (Some(Ok(())), Ok(received)) => {
                 // The client has verified size and digest of all that went through the channel.
                 let digest = blob.digest.clone();
                 let Received { writer, unpacked } = received;
-                blocking(move || writer.commit_prehashed(&digest)).await.map_err(|error| error.to_string())?;
+                let committed = blocking(move || Ok(writer.commit_prehashed(&digest)?)).await;
+                committed.map_err(|error: OpError| by_reader(&error))?;
                 if options.is_some() {
                     step.status(&extracting, 0, 0, true);
                 }
@@ -191,6 +281,67 @@ impl ImageSource {
     }
 }
 
+/// Why a transfer did not come to its end.
+enum Stopped {
+    /// Who takes the bytes has failed.
+    Reader(String),
+    /// The bytes there are not those that were asked for, or there are none.
+    Bytes(String),
+    /// The place has failed.
+    Place(String),
+}
+
+/// Sends the bytes of a blob through a channel, verified when it returns.
+async fn transfer(origin: Origin, blob: &Descriptor, sender: mpsc::Sender<Bytes>, step: &Step) -> Result<(), Stopped> {
+    let mut report = progress(step, blob);
+    let by_place = |error: RemoteError| match error {
+        RemoteError::Bytes(reason) => Stopped::Reader(reason),
+        RemoteError::Unusable(reason) => Stopped::Bytes(reason),
+        RemoteError::Down(reason) => Stopped::Place(reason),
+    };
+    match origin {
+        Origin::Repository(client, reference) => {
+            let mut sink = ChannelSink(sender);
+            let client = client.observed_by(observer(step));
+            client.fetch_blob(&reference, blob, &mut sink, report).await.map_err(|error| match error {
+                RegistryError::Local { .. } => Stopped::Reader(error.to_string()),
+                error if error.is_transient() || error.is_unreachable() => Stopped::Place(error.to_string()),
+                error => Stopped::Bytes(error.to_string()),
+            })
+        }
+        Origin::Cache(cache) => {
+            cache.fetch(blob, sender).await.map_err(by_place)?;
+            report(blob.size_bytes);
+            Ok(())
+        }
+        Origin::File(path) => {
+            DirectoryCache::fetch_file(path, blob.clone(), sender).await.map_err(by_place)?;
+            report(blob.size_bytes);
+            Ok(())
+        }
+    }
+}
+
+/// Digest of the tar in a stored blob.
+fn uncompressed_digest(store: &Store, digest: &Digest) -> Result<DiffId, OpError> {
+    let gone = || OpError::environment(format!("blob `{digest}` has vanished from the store"));
+    let path = store.blob_path(digest).ok_or_else(gone)?;
+    let file = File::open(&path).map_err(crate::source::io_error("open", &path))?;
+    let read = crate::source::io_error("read", &path);
+    let (_, mut tar) = match oci::layer::decompress(io::BufReader::with_capacity(READ_BYTES, file)) {
+        Ok(tar) => tar,
+        Err(error) => return Err(read(error)),
+    };
+    let (mut hasher, mut chunk) = (oci::Sha256::new(), vec![0; READ_BYTES]);
+    loop {
+        match tar.read(&mut chunk) {
+            Ok(0) => return Ok(DiffId::of_uncompressed(hasher.finish())),
+            Ok(n_bytes) => hasher.update(&chunk[..n_bytes]),
+            Err(error) => return Err(read(error)),
+        }
+    }
+}
+
 struct Received {
     writer: BlobWriter,
     unpacked: Option<UnpackedDraft>,
@@ -201,9 +352,10 @@ fn receive(
     store: &Store,
     receiver: mpsc::Receiver<Bytes>,
     options: Option<UnpackOptions>,
+    pace: Arc<Pace>,
 ) -> Result<Received, TreeError> {
     let writer = store.blob_writer()?.without_hashing();
-    let mut stream = Incoming { receiver, chunk: Bytes::new(), writer, failure: None };
+    let mut stream = Incoming { receiver, chunk: Bytes::new(), writer, failure: None, pace };
     let unpacked = match options {
         None => None,
         Some(options) => {
@@ -232,12 +384,14 @@ struct Incoming {
     writer: BlobWriter,
     /// Why the copy could not be kept.
     failure: Option<cache::StoreError>,
+    pace: Arc<Pace>,
 }
 
 impl Read for Incoming {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.chunk.is_empty() {
             let Some(chunk) = self.receiver.blocking_recv() else { return Ok(0) };
+            self.pace.add(chunk.len());
             if let Err(error) = self.writer.write(&chunk) {
                 let message = error.to_string();
                 self.failure = Some(error);

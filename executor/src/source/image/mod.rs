@@ -7,7 +7,9 @@
 
 mod fetch;
 mod local_layout;
+mod lost;
 mod outlines;
+mod pace;
 mod resolve;
 #[cfg(test)]
 mod tests;
@@ -15,8 +17,9 @@ mod trees;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
+use cache::remote::RemoteCache;
 use cache::{LayerId, Store, TreeDraft};
 use oci::registry::Client;
 use solver::{Chain, ImageOp, OpError, Step};
@@ -49,12 +52,35 @@ pub struct ImageSource {
     trees: Mutex<HashMap<LayerId, PathBuf>>,
     /// Trees of layers that are not here; removed with this.
     outlines: Mutex<HashMap<LayerId, TreeDraft>>,
+    /// For layers that can be made again: does not try for long.
+    hasty: Client,
+    /// Places that layers may be fetched from.
+    caches: Mutex<Vec<Arc<dyn RemoteCache>>>,
+    lost: lost::Lost,
+    turns: lost::Turns,
 }
 
 impl ImageSource {
     /// A source that pulls through `client` into `store`.
     pub fn new(store: Store, client: Client, policy: PullPolicy, unpack: UnpackOptions) -> Self {
-        Self { store, client, policy, unpack, trees: Mutex::default(), outlines: Mutex::default() }
+        Self {
+            store,
+            hasty: client.clone(),
+            client,
+            policy,
+            unpack,
+            trees: Mutex::default(),
+            outlines: Mutex::default(),
+            caches: Mutex::default(),
+            lost: lost::Lost::default(),
+            turns: lost::Turns::default(),
+        }
+    }
+
+    /// The same, which pulls results of steps through `hasty`: one that soon gives up, because they can be made again.
+    #[must_use]
+    pub fn with_hasty_client(self, hasty: Client) -> Self {
+        Self { hasty, ..self }
     }
 
     /// What it pulls through.

@@ -99,7 +99,16 @@ impl ImageSource {
             }
         }
         // An image that is here under that name is the one that was meant, whatever a registry says.
-        Err(tried.into_error(reference, here_for_others.or(failure)))
+        let error = tried.into_error(reference, here_for_others.or(failure));
+        // With `--pull`, what was seen last is not asked for, and may be all that can be had.
+        if self.policy == PullPolicy::Always
+            && is_unreachable
+            && let Ok(image) = self.seen_last(reference, platform).await
+        {
+            let last = format!("{reference}@{}", image.top_digest);
+            return Err(error.help(format!("without --pull, it is built on {last} as seen last")));
+        }
+        Err(error)
     }
 
     /// The image of that name in the store, or any stored manifest where the reference has a digest.

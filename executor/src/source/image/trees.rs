@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::PoisonError;
 
 use cache::{Layer, LayerId, LayerInfo, Store};
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
 use oci::{DiffId, Digest};
 use solver::{Chain, OpError, Step};
 use tokio_util::sync::CancellationToken;
@@ -42,14 +42,16 @@ impl ImageSource {
         }
         let (trees, missing) = self.find_trees(chain).await?;
         let layers: BTreeMap<&LayerId, &Layer> = chain.layers().iter().map(|layer| (&layer.id, layer)).collect();
-        let unpacked: BTreeMap<LayerId, UnpackedDraft> = stream::iter(missing)
+        // All are tried: of layers that can be made again, whoever does that wants to know every one that has to be.
+        let unpacked: Vec<Result<_, OpError>> = stream::iter(missing)
             .map(|id| {
                 let layer = layers[&id].clone();
-                async move { Ok::<_, OpError>((id, self.unpack_layer(&layer, step, cancel).await?)) }
+                async move { Ok((id, self.unpack_layer(&layer, step, cancel).await?)) }
             })
             .buffer_unordered(UNPACKED_AT_ONCE)
-            .try_collect()
-            .await?;
+            .collect()
+            .await;
+        let unpacked: BTreeMap<LayerId, UnpackedDraft> = unpacked.into_iter().collect::<Result<_, _>>()?;
         let (store, chain) = (self.store.clone(), chain.clone());
         let trees = blocking(move || attach(&store, &chain, trees, unpacked)).await?;
         drop(locks);

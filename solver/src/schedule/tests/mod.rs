@@ -1,5 +1,6 @@
 //! Toy operations, call counters and meeting points; never a sleep, never a measured time.
 
+mod elsewhere;
 mod random;
 mod toy;
 
@@ -29,7 +30,7 @@ async fn a_second_solve_executes_nothing() {
     let first = bench.solve(&graph, &[target]).await;
     assert_eq!(first.contents().len(), 3);
     assert_eq!(first.outcome("make c"), "DONE");
-    assert_eq!(first.misses["make c"], "not built here before");
+    assert_eq!(first.misses["make c"], "first build of this step");
     let second = bench.solve(&graph, &[target]).await;
     assert_eq!(second.contents(), first.contents());
     assert_eq!(second.outcome("make c"), "CACHED");
@@ -103,7 +104,7 @@ async fn the_same_bytes_stop_the_invalidation() {
     let (target, graph) = build("second");
     let solved = bench.solve(&graph, &[target]).await;
     assert_eq!(solved.outcome("base"), "DONE");
-    assert_eq!(solved.misses["base"], "argv same x first → same x second");
+    assert_eq!(solved.misses["base"], "command same x first → same x second");
     assert_eq!(solved.outcome("make top"), "CACHED");
 }
 
@@ -134,7 +135,7 @@ async fn files_of_another_stage_count_by_content_when_its_layers_have_changed() 
     let (target, graph) = build("two", "/all");
     let changed = bench.solve(&graph, &[target]).await;
     assert_eq!(changed.outcome("COPY"), "DONE");
-    assert!(changed.misses["COPY"].starts_with("files /all "), "{}", changed.misses["COPY"]);
+    assert!(changed.misses["COPY"].starts_with("files of /all changed"), "{}", changed.misses["COPY"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -161,7 +162,7 @@ async fn a_copy_is_made_before_its_key_where_no_key_can_be_found() {
     };
     let (graph, target) = graph_of("COPY");
     let first = bench.solve(&graph, &[target]).await;
-    assert_eq!((first.outcome("COPY"), first.misses["COPY"].as_str()), ("DONE", "not built here before"));
+    assert_eq!((first.outcome("COPY"), first.misses["COPY"].as_str()), ("DONE", "first build of this step"));
     assert_eq!(bench.toy.take_order(), ["perform", "digest"]);
     assert_eq!(bench.solve(&graph, &[target]).await.outcome("COPY"), "CACHED");
     assert_eq!(bench.toy.take_order(), ["digest"]);

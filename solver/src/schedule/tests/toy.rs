@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::OpError;
 use crate::graph::{Chain, Graph, Input, Location, ResultRef, Vertex, VertexId, VertexMeta};
+use crate::notes::Notes;
 use crate::op::*;
 use crate::progress::{Event, Outcome, Progress, Step};
 use crate::schedule::{SolveContext, SolveError, TargetUse, solve};
@@ -107,7 +108,10 @@ impl Bench {
             cancel,
             targets: TargetUse::Export,
             shown: HashSet::new(),
+            notes: Notes::default(),
+            ended: Arc::default(),
             parallelism: 8,
+            remote: None,
         }
     }
 
