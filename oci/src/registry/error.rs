@@ -225,6 +225,13 @@ impl RegistryError {
         matches!(self, Self::Unauthorized { .. })
     }
 
+    /// Whether a manifest was refused because of blobs that it names (`MANIFEST_BLOB_UNKNOWN`, `BLOB_UNKNOWN`).
+    pub(super) fn misses_blobs(&self) -> bool {
+        let (Self::Status { attempt, message, .. } | Self::NotFound { attempt, message }) = self else { return false };
+        attempt.operation == Operation::PutManifest
+            && message.as_deref().is_some_and(|message| message.contains("blob_unknown"))
+    }
+
     /// The text for those who have just said which reference it is about. A reference that was not found stays.
     pub fn without_reference(&self) -> String {
         match self {

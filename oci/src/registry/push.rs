@@ -22,6 +22,10 @@ use crate::digest::Digest;
 use crate::image::Descriptor;
 use crate::reference::ImageRef;
 
+/// Times that a manifest is sent to a registry that does not know its blobs. Docker's registry misses one for as long as
+/// somebody else writes it to the same repository; others are a moment late by design.
+const MAX_BLOBS_UNKNOWN: u32 = 5;
+
 /// The bytes of a blob, from the start.
 pub type BlobReader = Box<dyn AsyncRead + Send + Unpin>;
 
@@ -149,6 +153,7 @@ impl Client {
     /// Puts a manifest or index under the tag of `target`, or under its digest if there is no tag.
     ///
     /// Everything that it names must be there already. Nothing is sent if the registry has just this under that name.
+    /// A registry that does not see a blob which it took a moment ago is asked again.
     ///
     /// # Errors
     /// [`RegistryError`]; [`RegistryError::DigestMismatch`] also if `target` names another digest than that of `bytes`.
@@ -206,11 +211,19 @@ impl Client {
             headers: HeaderMap::from_iter([(CONTENT_TYPE, content_type)]),
             body: bytes.clone(),
         };
-        let reply = self.send(request.clone()).await?;
-        if !reply.status().is_success() {
-            return Err(self.status_error(&request, reply).await);
+        let mut failures = 0;
+        loop {
+            let reply = self.send(request.clone()).await?;
+            if reply.status().is_success() {
+                return Ok(());
+            }
+            let error = self.status_error(&request, reply).await;
+            failures += 1;
+            if !error.misses_blobs() || failures >= MAX_BLOBS_UNKNOWN {
+                return Err(error);
+            }
+            self.pause_after_break(error, failures).await?;
         }
-        Ok(())
     }
 
     async fn push_blob_at(

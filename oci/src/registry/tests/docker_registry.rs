@@ -111,6 +111,33 @@ async fn plain_http() {
     round_trip(&Client::new(options()), &real.host).await.expect("a round trip");
 }
 
+/// While one writes a blob that the registry has, the others do not see it there for a moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_push_the_same_at_once_do_not_disturb_each_other() {
+    let Some(real) = Real::start(|_| Ok(()), "", "") else { return };
+    let push = async |client: Client, writer: usize| {
+        for round in 0..40 {
+            let target = reference(&real.host, &format!("team/app:{writer}-{round}"));
+            let config = client.push_small_blob(&target, OCI_CONFIG, Bytes::from(format!("{{\"n\":{round}}}"))).await?;
+            let manifest = Manifest {
+                schema_version: 2,
+                media_type: Some(OCI_MANIFEST.to_owned()),
+                artifact_type: None,
+                layers: vec![config.clone()],
+                config,
+                subject: None,
+                annotations: [("writer".to_owned(), writer.to_string())].into(),
+            };
+            client.push_manifest(&target, OCI_MANIFEST, to_manifest_json(&manifest).into()).await?;
+        }
+        Ok::<(), RegistryError>(())
+    };
+    let writers = (0..6).map(|writer| push(Client::new(ClientOptions::default()), writer));
+    for outcome in futures_util::future::join_all(writers).await {
+        outcome.expect("everything is pushed");
+    }
+}
+
 #[tokio::test]
 async fn basic_authentication() {
     let prepare = |dir: &Path| {

@@ -169,6 +169,29 @@ async fn a_token_that_dies_during_an_upload_is_replaced() {
 }
 
 #[tokio::test]
+async fn a_blob_that_is_not_seen_yet_is_waited_for_a_while() {
+    let unknown = || {
+        let text = r#"{"errors":[{"code":"DIGEST_INVALID","message":"other"},{"code":"MANIFEST_BLOB_UNKNOWN","message":"unknown"}]}"#;
+        Answer::new(400).body(text)
+    };
+    let manifest = Bytes::from_static(br#"{"schemaVersion":2,"config":{},"layers":[]}"#);
+    let fake = Fake::start().await;
+    let target = reference(fake.host(), "team/app:1");
+    fake.fault("PUT", "/manifests/", 2, move |_, _| unknown());
+    client().push_manifest(&target, OCI_MANIFEST, manifest.clone()).await.expect("taken in the end");
+    assert_eq!(fake.server.count("PUT"), 3);
+
+    let target = reference(fake.host(), "team/app:2");
+    fake.fault("PUT", "/manifests/", 99, move |_, _| unknown());
+    let error = client().push_manifest(&target, OCI_MANIFEST, manifest).await.expect_err("never seen");
+    assert!(
+        error.to_string().contains("answered 400: digest_invalid: other, manifest_blob_unknown: unknown"),
+        "{error}"
+    );
+    assert_eq!(fake.server.count("PUT"), 3 + 5);
+}
+
+#[tokio::test]
 async fn refusals_are_told_with_the_servers_words() {
     let fake = Fake::start().await;
     let (bytes, blob) = layer();
