@@ -2,8 +2,11 @@
 //!
 //! While a process holds a lease, every layer and blob it makes or looks up is noted in the index under its session's
 //! name. A collector skips what live sessions have noted; whether a session lives, the kernel says (its flocked file).
+//!
+//! What a build will most likely look up is leased in one go before it begins ([`Store::expect_results`]). The uses of
+//! that are noted in one go when the last lease ends: a build that finds everything writes twice, not once a step.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use rusqlite::Transaction;
 
@@ -25,8 +28,21 @@ pub(crate) struct Leases {
     /// Counts the times at which the number held left zero: notes of an earlier time are given up without touching
     /// those of a later one that began meanwhile.
     period: u64,
-    /// What has been noted since the first lease was taken; noting it again would tell nobody anything new.
-    noted: HashSet<(Kind, i64)>,
+    /// What has been leased since the first lease was taken; leasing it again would tell nobody anything new.
+    held: HashMap<(Kind, i64), Use>,
+    /// Numbers of records that were found without a word to the index, because what they need was leased.
+    found: HashSet<i64>,
+}
+
+/// What the index knows of the use of something leased.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    /// It has not been used.
+    Expected,
+    /// It has been used; the index is told when the last lease ends.
+    Pending,
+    /// The index has been told.
+    Noted,
 }
 
 /// What can be leased.
@@ -53,6 +69,9 @@ impl Kind {
     }
 }
 
+/// Notes the use of a record: its number, the time.
+pub(crate) const NOTE_RECORD_SQL: &str = "UPDATE record SET used_at = ?2 WHERE n = ?1";
+
 impl Store {
     /// Protects what this process touches from now on.
     pub fn lease(&self) -> Result<Lease> {
@@ -71,13 +90,14 @@ impl Drop for Lease {
         let ended = {
             let mut leases = lock(&inner.leases);
             leases.n_held -= 1;
-            (leases.n_held == 0).then(|| (leases.period, std::mem::take(&mut leases.noted)))
+            let period = leases.period;
+            (leases.n_held == 0).then(|| std::mem::replace(&mut *leases, Leases { period, ..Leases::default() }))
         };
-        if let Some((period, noted)) = ended
+        if let Some(ended) = ended
             && let Some(session) = inner.session_name()
-            && let Err(error) = inner.forget_period(&session, period, &noted)
+            && let Err(error) = inner.end_period(&session, &ended)
         {
-            // The notes die with the session in any case.
+            // The leases die with the session in any case; a use that nobody is told of makes something look older.
             tracing::debug!(%error, "cannot give up the leases");
         }
         inner.index.tidy();
@@ -85,16 +105,33 @@ impl Drop for Lease {
 }
 
 impl Inner {
-    /// Whether a use of the item still has to be noted by this process.
-    pub(crate) fn is_news(&self, kind: Kind, n: i64) -> bool {
-        !lock(&self.leases).noted.contains(&(kind, n))
+    /// Uses what is leased; the items that are not, whose use the index has to be told of at once.
+    pub(crate) fn use_leased(&self, items: &[(Kind, i64)]) -> Vec<(Kind, i64)> {
+        let mut leases = lock(&self.leases);
+        let mut news = Vec::new();
+        for item in items {
+            match leases.held.get_mut(item) {
+                Some(state @ Use::Expected) => *state = Use::Pending,
+                Some(Use::Pending | Use::Noted) => {}
+                None => news.push(*item),
+            }
+        }
+        news
+    }
+
+    /// A record was found, and everything that it needs is leased.
+    pub(crate) fn use_record(&self, n: i64) {
+        let mut leases = lock(&self.leases);
+        if leases.n_held > 0 {
+            leases.found.insert(n);
+        }
     }
 
     /// Notes the use of items and leases them. Returns those that are gone.
     ///
-    /// Uses that this process has noted under its present leases cost nothing.
+    /// Uses of what this process has leased cost nothing.
     pub(crate) fn touch(&self, items: &[(Kind, i64)]) -> Result<Vec<(Kind, i64)>> {
-        let news: Vec<_> = items.iter().copied().filter(|&(kind, n)| self.is_news(kind, n)).collect();
+        let news = self.use_leased(items);
         if news.is_empty() {
             return Ok(Vec::new());
         }
@@ -111,6 +148,22 @@ impl Inner {
         })?;
         self.remember_noted(news.into_iter().filter(|item| !gone.contains(item)));
         Ok(gone)
+    }
+
+    /// Leases in one go what `find` names, to be used without a word to the index. Does nothing without a lease.
+    pub(crate) fn expect(&self, mut find: impl FnMut(&Transaction) -> Result<Vec<(Kind, i64)>, Fault>) -> Result<()> {
+        if lock(&self.leases).n_held == 0 {
+            return Ok(());
+        }
+        let expected = self.index.write("lease what will be used", |tx| {
+            let expected = find(tx)?;
+            for &(kind, n) in &expected {
+                self.note_lease(tx, kind, n)?;
+            }
+            Ok(expected)
+        })?;
+        self.remember(expected, Use::Expected);
+        Ok(())
     }
 
     /// Files an item under this session if a lease is held. Call inside the transaction that makes or finds it, and
@@ -131,9 +184,16 @@ impl Inner {
 
     /// Remembers that uses need not be noted again under the present leases.
     pub(crate) fn remember_noted(&self, items: impl IntoIterator<Item = (Kind, i64)>) {
+        self.remember(items, Use::Noted);
+    }
+
+    fn remember(&self, items: impl IntoIterator<Item = (Kind, i64)>, state: Use) {
         let mut leases = lock(&self.leases);
-        if leases.n_held > 0 {
-            leases.noted.extend(items);
+        if leases.n_held == 0 {
+            return;
+        }
+        for item in items {
+            leases.held.entry(item).or_insert(state);
         }
     }
 
@@ -147,16 +207,20 @@ impl Inner {
         })
     }
 
-    fn forget_period(&self, session: &str, period: u64, noted: &HashSet<(Kind, i64)>) -> Result<()> {
-        if noted.is_empty() {
+    /// Gives up the leases of a period, and tells the index of the uses that it does not know of.
+    fn end_period(&self, session: &str, ended: &Leases) -> Result<()> {
+        if ended.held.is_empty() {
             return Ok(());
         }
-        let holder = holder(session, period);
         self.index.write("give up leases", |tx| {
-            let mut delete = tx.prepare_cached("DELETE FROM lease WHERE kind = ?1 AND item = ?2 AND holder = ?3")?;
-            for (kind, n) in noted {
-                delete.execute((kind.code(), n, &holder))?;
+            let at = now();
+            for n in &ended.found {
+                tx.prepare_cached(NOTE_RECORD_SQL)?.execute((n, at))?;
             }
+            for (&(kind, n), _) in ended.held.iter().filter(|&(_, state)| *state == Use::Pending) {
+                tx.prepare_cached(kind.note_use_sql())?.execute((n, at))?;
+            }
+            tx.prepare_cached("DELETE FROM lease WHERE holder = ?1")?.execute([holder(session, ended.period)])?;
             Ok(())
         })
     }

@@ -21,6 +21,7 @@ enum Operation {
     Untag { handle: usize, name: u8 },
     TakeLease { handle: usize },
     DropLease { handle: usize },
+    Expect { handle: usize },
     Prune { handle: usize },
     Sync { handle: usize },
     Reopen { handle: usize },
@@ -39,6 +40,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         1 => (handle.clone(), 0..2_u8).prop_map(|(handle, name)| Untag { handle, name }),
         2 => handle.clone().prop_map(|handle| TakeLease { handle }),
         2 => handle.clone().prop_map(|handle| DropLease { handle }),
+        2 => handle.clone().prop_map(|handle| Expect { handle }),
         2 => handle.clone().prop_map(|handle| Prune { handle }),
         1 => handle.clone().prop_map(|handle| Sync { handle }),
         1 => handle.clone().prop_map(|handle| Reopen { handle }),
@@ -123,6 +125,13 @@ impl World {
             Operation::DropLease { handle } => {
                 self.handles[handle].1 = None;
                 self.leased[handle].clear();
+            }
+            Operation::Expect { handle } => {
+                let store = &self.handles[handle].0;
+                store.expect_results(&["slot", "none"]).unwrap();
+                if let (Some(newest), (_, Some(_))) = (store.latest_of_slot("slot").unwrap(), &self.handles[handle]) {
+                    self.touched(handle, Thing::Record(newest.key.0[0]));
+                }
             }
             Operation::Prune { handle } => self.prune(handle),
             Operation::Sync { handle } => {

@@ -9,7 +9,7 @@ use crate::explanations::{self, Explanation};
 use crate::id::{Key, LayerId};
 use crate::layers::{LAYER_COLUMNS, LayerInfo, LayerRow};
 use crate::layout::Layout;
-use crate::lease::Kind;
+use crate::lease::{Kind, NOTE_RECORD_SQL};
 use crate::store::{Store, now};
 use crate::{blobs, layers, schema};
 
@@ -65,10 +65,34 @@ impl Store {
             .index
             .read("find a record", |conn| find(conn, &self.inner.layout, "record.key = ?1", &key.0, true))?;
         let Some(found) = found else { return Ok(None) };
-        if found.users.iter().any(|&(kind, n)| self.inner.is_news(kind, n)) && !self.note_use(&found)? {
+        let news = self.inner.use_leased(&found.users);
+        if news.is_empty() {
+            self.inner.use_record(found.n);
+        } else if !self.note_use(found.n, &news)? {
             return Ok(None);
         }
         Ok(Some(found.record))
+    }
+
+    /// Leases the newest results of these slots, in one go. Who looks them up next notes nothing before the last lease
+    /// ends, so that it costs no write to find them. Without a lease nothing happens.
+    pub fn expect_results(&self, slots: &[&str]) -> Result<()> {
+        self.inner.expect(|tx| {
+            let sql = format!(
+                "SELECT {LAYER_COLUMNS} FROM record JOIN layer ON layer.n = record.layer
+                 WHERE record.slot = ?1 ORDER BY record.n DESC LIMIT 1"
+            );
+            let mut select = tx.prepare_cached(&sql)?;
+            let mut users = Vec::new();
+            for slot in slots {
+                let Some(layer) = select.query_row([slot], LayerRow::read).optional()? else { continue };
+                users.extend(layer.users(tx)?);
+                if let Some(diff_id) = &layer.diff_id {
+                    users.extend(blobs::find_row(tx, diff_id.digest())?.map(|row| (Kind::Blob, row.n)));
+                }
+            }
+            Ok(users)
+        })
     }
 
     /// Stores a record; a record of the same key is replaced.
@@ -89,9 +113,7 @@ impl Store {
             let mut layers = Vec::with_capacity(records.len());
             for record in records {
                 let n_layer = put(tx, record)?;
-                if self.inner.is_news(Kind::Layer, n_layer) {
-                    self.inner.note_lease(tx, Kind::Layer, n_layer)?;
-                }
+                self.inner.note_lease(tx, Kind::Layer, n_layer)?;
                 layers.push((Kind::Layer, n_layer));
             }
             if let (Some((_, n_layer)), false) = (layers.first(), parents.is_empty()) {
@@ -121,22 +143,21 @@ impl Store {
         })
     }
 
-    /// `false` when a collector was quicker.
-    fn note_use(&self, found: &Found) -> Result<bool> {
+    /// Notes the use of record `n`, and of what it needs and is not leased. `false` when a collector was quicker.
+    fn note_use(&self, n: i64, news: &[(Kind, i64)]) -> Result<bool> {
         let is_there = self.inner.index.write("note the use of a record", |tx| {
             let at = now();
-            let sql = "UPDATE record SET used_at = ?2 WHERE n = ?1";
-            if tx.prepare_cached(sql)?.execute((found.n, at))? == 0 {
+            if tx.prepare_cached(NOTE_RECORD_SQL)?.execute((n, at))? == 0 {
                 return Ok(false);
             }
-            for &(kind, n) in &found.users {
+            for &(kind, n) in news {
                 tx.prepare_cached(kind.note_use_sql())?.execute((n, at))?;
                 self.inner.note_lease(tx, kind, n)?;
             }
             Ok(true)
         })?;
         if is_there {
-            self.inner.remember_noted(found.users.iter().copied());
+            self.inner.remember_noted(news.iter().copied());
         }
         Ok(is_there)
     }
@@ -297,10 +318,42 @@ mod tests {
         store.prune(&PruneFilter { all: true, ..PruneFilter::default() }, false).unwrap();
         make();
         let _lease = store.lease().unwrap();
-        assert!(!store.note_use(&seen).unwrap(), "its tree has gone");
+        assert!(!store.note_use(seen.n, &seen.users).unwrap(), "its tree has gone");
         assert_eq!(store.inner.touch(&seen.users).unwrap(), seen.users);
         assert!(store.find_record(&Key([1; 32])).unwrap().is_some());
         check(&store);
+    }
+
+    #[test]
+    fn what_was_expected_is_protected_and_its_uses_are_noted_with_the_end_of_the_lease() {
+        let (dir, store) = store();
+        let collector = Store::open(&dir.path().join("store")).unwrap();
+        for key in 1..=3 {
+            let layer = store.commit_tree(tree_with(&store, &key.to_string()), content(key)).unwrap().layer;
+            store.put_record(&record(key, &layer.id, &format!("slot{key}"))).unwrap();
+        }
+        let uses = || {
+            let sql = "SELECT uses FROM layer ORDER BY n";
+            let read = |conn: &Connection| {
+                Ok(conn.prepare(sql)?.query_map([], |row| row.get(0))?.collect::<Result<Vec<i64>, _>>()?)
+            };
+            collector.inner.index.read("look", read).unwrap()
+        };
+        let before = uses();
+        store.expect_results(&["slot1"]).unwrap();
+        let lease = store.lease().unwrap();
+        store.expect_results(&["slot2", "slot3", "slot4"]).unwrap();
+        for _ in 0..2 {
+            assert!(store.find_record(&Key([2; 32])).unwrap().is_some());
+        }
+        assert_eq!(uses(), before);
+        collector.prune(&PruneFilter { all: true, ..PruneFilter::default() }, false).unwrap();
+        assert!(store.find_record(&Key([1; 32])).unwrap().is_none(), "it was expected before there was a lease");
+        drop(lease);
+        assert_eq!(uses(), [before[1] + 1, before[2]]);
+        check(&store);
+        collector.prune(&PruneFilter { all: true, ..PruneFilter::default() }, false).unwrap();
+        assert_eq!(uses(), [0; 0]);
     }
 
     #[test]

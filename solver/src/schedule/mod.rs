@@ -133,6 +133,16 @@ pub async fn solve(graph: &Graph, targets: &[Input], ctx: SolveContext) -> Resul
     }
 }
 
+/// Mostly a build finds what the last one left: that is protected in one go, and not once a step.
+fn expect_results(graph: &Graph, demands: &[Demand], store: &Store) {
+    let needed = graph.ids().filter(|id| demands[id.index()].needed).map(|id| graph.vertex(id));
+    let slots: Vec<&str> = needed.map(|vertex| &*vertex.meta.slot).filter(|slot| !slot.is_empty()).collect();
+    if !slots.is_empty() {
+        // A store that cannot answer says so when it is asked for a result.
+        drop(store.expect_results(&slots));
+    }
+}
+
 /// What a task reports when it ends.
 enum Event {
     /// The layers of an image.
@@ -211,6 +221,7 @@ impl<'a> Schedule<'a> {
             }
         }
         ctx.notes.plan(graph, graph.ids().filter(|id| demands[id.index()].needed));
+        expect_results(graph, &demands, &ctx.store);
         let shared = Shared {
             store: ctx.store.clone(),
             executor: ctx.executor.clone(),
