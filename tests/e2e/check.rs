@@ -1,5 +1,7 @@
 //! `rbuild --check` and `rbuild --call=…`: what is printed where, exit codes, and that nothing is built.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use crate::harness::{Need, Space};
@@ -33,9 +35,10 @@ fn findings_are_data_and_give_the_exit_code() {
 fn a_check_builds_nothing() {
     need!(Need::Root, Need::Program("busybox"));
     let space = Space::with_busybox();
-    let records = || -> Vec<Value> {
+    // The order is that of their uses, which may fall into one second or into two.
+    let records = || -> BTreeSet<String> {
         let text = space.rbuild(["du", "--format=json"]).success();
-        text.lines().map(|line| json(line)["ID"].take()).collect()
+        text.lines().map(|line| json(line)["ID"].to_string()).collect()
     };
     let before = records();
     let dockerfile =

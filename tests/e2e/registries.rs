@@ -89,7 +89,7 @@ fn layers_are_sent_while_the_build_runs_and_each_once() {
     let registry = Registry::start(&space);
     let weather = Weather::start(&registry.host(), |_, _| Fate::Fair);
     space.write("content", noise(9, 100_000));
-    space.write("Dockerfile", "FROM busybox\nCOPY content /content\nRUN sleep 3; echo made > /made\n");
+    space.write("Dockerfile", "FROM busybox\nCOPY content /content\nRUN sleep 6; echo made > /made\n");
     let name = format!("{}/early:1", weather.host);
     let build = command(&space, &["--push", "-t", &name, "-t", &format!("{}/early:2", weather.host), "."])
         .stderr(Stdio::piped())
@@ -97,7 +97,7 @@ fn layers_are_sent_while_the_build_runs_and_each_once() {
         .expect("rbuild starts");
     let started = Instant::now();
     wait_for(|| weather.uploads() > 0);
-    assert!(started.elapsed() < Duration::from_secs(3), "nothing was sent while the build ran");
+    assert!(started.elapsed() < Duration::from_secs(6), "nothing was sent while the build ran");
     let ran = Ran::of(build.wait_with_output().expect("an end"));
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     assert!(ran.stderr.contains("pushing layers while the build runs"), "{}", ran.stderr);
