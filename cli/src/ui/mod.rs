@@ -18,6 +18,11 @@ use solver::{Event, Progress};
 const WAITING_EVENTS: usize = 1024;
 /// How often a picture moves when nothing happens.
 const TICK: Duration = Duration::from_millis(150);
+/// How long events gather before they are shown together: to wake the renderer for each costs a build that finds
+/// everything more than to look for what it finds.
+const GATHER: Duration = Duration::from_millis(5);
+/// After more events than this there is no pause: whoever sends so many should not wait for room.
+const BURST: usize = 64;
 /// Log lines of a failed step that are repeated at the end.
 const REPLAY_PLAIN: usize = 10;
 const REPLAY_TTY: usize = 200;
@@ -57,15 +62,19 @@ impl Mode {
 /// The renderer at work on its own thread.
 pub(crate) struct Ui {
     progress: Progress,
-    thread: JoinHandle<()>,
+    /// None where nothing is shown.
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Ui {
     /// Starts it.
     pub(crate) fn start(mode: Mode, now: (Instant, std::time::SystemTime), colours: bool) -> Self {
+        if mode == Mode::Silent {
+            return Self { progress: Progress::silent(), thread: None };
+        }
         let (sender, receiver) = sync_channel(WAITING_EVENTS);
         let thread = std::thread::spawn(move || match mode {
-            Mode::Silent => receiver.iter().take_while(|event| !matches!(event, Event::End)).for_each(drop),
+            Mode::Silent => {}
             Mode::RawJson => {
                 let mut json = rawjson::RawJson::new(std::io::stderr(), now);
                 receiver.iter().take_while(|event| !matches!(event, Event::End)).for_each(|event| json.handle(event));
@@ -73,7 +82,7 @@ impl Ui {
             Mode::Plain => run_plain(&receiver),
             Mode::Tty => run_tty(&receiver, colours),
         });
-        Self { progress: Progress::new(sender), thread }
+        Self { progress: Progress::new(sender), thread: Some(thread) }
     }
 
     /// Where events go.
@@ -83,35 +92,65 @@ impl Ui {
 
     /// Draws the last picture and the blocks of failed steps, and ends.
     pub(crate) fn close(self) {
+        let Some(thread) = self.thread else { return };
         self.progress.end();
+        thread.thread().unpark();
         // A panic of the renderer was reported by the panic hook; the build's own result counts.
-        drop(self.thread.join());
+        drop(thread.join());
+    }
+}
+
+/// What came of waiting for events.
+enum Round {
+    /// So many.
+    Events(usize),
+    /// None for a tick.
+    Nothing,
+    /// The last one.
+    End,
+}
+
+/// Waits for an event, and hands over all that have come.
+fn take_events(events: &Receiver<Event>, mut handle: impl FnMut(Event)) -> Round {
+    let mut next = match events.recv_timeout(TICK) {
+        Ok(event) => Some(event),
+        Err(RecvTimeoutError::Timeout) => return Round::Nothing,
+        Err(RecvTimeoutError::Disconnected) => return Round::End,
+    };
+    let mut n_events = 0;
+    while let Some(event) = next {
+        let is_end = matches!(event, Event::End);
+        handle(event);
+        if is_end {
+            return Round::End;
+        }
+        n_events += 1;
+        next = events.try_recv().ok();
+    }
+    Round::Events(n_events)
+}
+
+/// Lets events gather; ends early with [`Ui::close`].
+fn gather(n_events: usize) {
+    if n_events <= BURST {
+        std::thread::park_timeout(GATHER);
     }
 }
 
 fn run_plain(events: &Receiver<Event>) {
     let mut plain = plain::Plain::new(BufWriter::new(std::io::stderr()));
     loop {
-        match events.recv_timeout(TICK) {
-            Ok(event) => {
-                let end = matches!(event, Event::End);
-                plain.handle(event);
-                if end {
-                    break;
-                }
+        match take_events(events, |event| plain.handle(event)) {
+            Round::Events(n_events) => {
+                plain.flush();
+                gather(n_events);
             }
-            Err(RecvTimeoutError::Timeout) => plain.tick(Instant::now()),
-            Err(RecvTimeoutError::Disconnected) => break,
-        }
-        // Lines are written together while events pour in, and at once when they pause.
-        while let Ok(event) = events.try_recv() {
-            let end = matches!(event, Event::End);
-            plain.handle(event);
-            if end {
-                return replay(plain.steps().failure_replay(REPLAY_PLAIN));
+            Round::Nothing => {
+                plain.tick(Instant::now());
+                plain.flush();
             }
+            Round::End => break,
         }
-        plain.flush();
     }
     replay(plain.steps().failure_replay(REPLAY_PLAIN));
 }
@@ -119,18 +158,14 @@ fn run_plain(events: &Receiver<Event>) {
 fn run_tty(events: &Receiver<Event>, colours: bool) {
     let mut tty = tty::Tty::new(BufWriter::new(std::io::stderr()), colours, terminal_size);
     loop {
-        match events.recv_timeout(TICK) {
-            Ok(event) => {
-                let end = matches!(event, Event::End);
-                tty.handle(event);
-                if end {
-                    break;
-                }
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
+        let round = take_events(events, |event| tty.handle(event));
+        if matches!(round, Round::End) {
+            break;
         }
         tty.tick(Instant::now());
+        if let Round::Events(n_events) = round {
+            gather(n_events);
+        }
     }
     replay(tty.steps().failure_replay(REPLAY_TTY));
 }

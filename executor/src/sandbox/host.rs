@@ -26,6 +26,8 @@ use crate::sys::release::kernel_is_at_least;
 /// Facts about the machine, and a scratch directory with what all commands share.
 pub(super) struct Host {
     scratch: TempDir,
+    /// Whether what all commands share is there.
+    has_points: Mutex<bool>,
     /// Contents of files that are bound into containers, with where they lie.
     files: Mutex<HashMap<String, PathBuf>>,
     /// Trees of layers that were looked at, and whether they have any entry.
@@ -69,8 +71,9 @@ impl Host {
         let program = rustix::fs::stat("/proc/self/exe").map_err(SandboxError::call("read", "/proc/self/exe"))?;
         let capabilities =
             rustix::thread::capabilities(None).map_err(SandboxError::setup("read the capabilities of this process"))?;
-        let host = Self {
+        Ok(Self {
             scratch,
+            has_points: Mutex::default(),
             files: Mutex::default(),
             have_entries: Mutex::default(),
             network,
@@ -88,14 +91,23 @@ impl Host {
             remains: Arc::default(),
             roots: Roots::default(),
             commands: Commands::default(),
-        };
-        let points = [host.root_point(), host.stage_point(), host.bundle_point(), host.empty(), host.default_stubs()];
+        })
+    }
+
+    /// Makes what all commands share, for the first one: many builds find all their results.
+    pub(super) fn make_points(&self) -> Result<(), SandboxError> {
+        let mut has_points = self.has_points.lock().unwrap_or_else(PoisonError::into_inner);
+        if *has_points {
+            return Ok(());
+        }
+        let points = [self.root_point(), self.stage_point(), self.bundle_point(), self.empty(), self.default_stubs()];
         for directory in points {
             std::fs::create_dir(&directory).map_err(SandboxError::io("create", &directory))?;
         }
         let always = [("/etc/hosts", PointKind::File), ("/etc/resolv.conf", PointKind::File)];
-        make_stubs(&host.default_stubs(), always.into_iter())?;
-        Ok(host)
+        make_stubs(&self.default_stubs(), always.into_iter())?;
+        *has_points = true;
+        Ok(())
     }
 
     /// What keeps commands from devices; made for the first one.

@@ -95,7 +95,7 @@ impl Sandbox {
     /// `network` is what steps with the default network get, `confinement` what this process has got for keeping them apart.
     ///
     /// # Errors
-    /// When the machine's facts cannot be read, or `scratch` cannot be written.
+    /// When the machine's facts cannot be read.
     pub fn new(
         scratch: TempDir,
         network: Arc<dyn NetworkProvider>,
@@ -191,6 +191,7 @@ struct Run {
 
 impl Run {
     fn start(sandbox: &Sandbox, spec: SandboxSpec, then: Then) -> Result<Self, SandboxError> {
+        sandbox.host.make_points()?;
         let control = Arc::new(Control::new()?);
         let (sender, reports) = mpsc::channel(REPORTS);
         let (finishing, finished) = blocking::channel();

@@ -207,6 +207,8 @@ struct Schedule<'a> {
     nodes: Vec<Node>,
     flights: HashMap<FlightId, Flight>,
     tasks: JoinSet<(VertexId, Event)>,
+    /// Final layers of which the executor has not been told.
+    untold: Vec<Chain>,
     failure: Option<SolveError>,
 }
 
@@ -244,6 +246,7 @@ impl<'a> Schedule<'a> {
             nodes,
             flights: HashMap::new(),
             tasks: JoinSet::new(),
+            untold: Vec::new(),
             failure: None,
         }
     }
@@ -270,6 +273,7 @@ impl<'a> Schedule<'a> {
             #[cfg(test)]
             self.check_invariants();
         }
+        self.tell_of_final_layers();
         self.cancel_open_steps();
         self.shared.unstored.close();
         self.shared.unstored.wait().await;
@@ -339,6 +343,7 @@ impl<'a> Schedule<'a> {
                 self.merge(id);
             }
             Op::Image(_) => {
+                self.tell_of_final_layers();
                 self.states.advance(id, State::CacheFast);
                 let work = step::root(self.shared.clone(), vertex.op.clone(), step);
                 self.tasks.spawn(async move { (id, work.await) });
@@ -375,6 +380,7 @@ impl<'a> Schedule<'a> {
             let work = step::look_fast(shared, subject, lookup, self.destiny(id), step);
             self.tasks.spawn(async move { (id, work.await) });
         } else {
+            self.tell_of_final_layers();
             self.states.advance(id, State::CacheSlow);
             let work = step::look_slow(shared, subject, None, self.destiny(id), step);
             self.tasks.spawn(async move { (id, work.await) });
@@ -388,6 +394,7 @@ impl<'a> Schedule<'a> {
             Err(error) => return self.fail_vertex(id, error),
         };
         let step = self.nodes[id.index()].step.clone().expect("a vertex that is being looked at has its step");
+        self.tell_of_final_layers();
         if self.states.of(id) == State::CacheFast && !key::questions(&subject.op).is_empty() {
             self.states.advance(id, State::CacheSlow);
             let work = step::look_slow(self.shared.clone(), subject, Some(lookup.key), self.destiny(id), step);
@@ -464,7 +471,7 @@ impl<'a> Schedule<'a> {
         if self.failure.is_some() {
             return;
         }
-        self.tell_if_final(id, &result);
+        self.note_if_final(id, &result, is_cached);
         for user in users {
             self.nodes[user.index()].n_missing -= 1;
             if self.is_ready(user) {
@@ -484,10 +491,23 @@ impl<'a> Schedule<'a> {
     }
 
     /// Layers that were made here and will be exported can be packed from now on.
-    fn tell_if_final(&self, id: VertexId, result: &ResultRef) {
+    fn note_if_final(&mut self, id: VertexId, result: &ResultRef, is_cached: bool) {
         let makes_layer = matches!(*self.graph.vertex(id).op, Op::Run(_) | Op::File(_) | Op::Http(_) | Op::Git(_));
         if let (true, true, ResultRef::Root(chain)) = (makes_layer, self.demands[id.index()].exported, result) {
-            self.shared.executor.layer_is_final(chain);
+            self.untold.push(chain.clone());
+            if !is_cached {
+                self.tell_of_final_layers();
+            }
+        }
+    }
+
+    /// Tells the executor of the final layers, which wakes threads. What is found is told together, before something
+    /// begins that may take its time, and in the end: most of it has been packed before.
+    fn tell_of_final_layers(&mut self) {
+        for chain in self.untold.drain(..) {
+            if self.failure.is_none() {
+                self.shared.executor.layer_is_final(&chain);
+            }
         }
     }
 
