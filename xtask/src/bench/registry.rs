@@ -43,6 +43,9 @@ pub(super) fn table(runner: &Runner<'_>) -> Result<()> {
     let big = inputs::big_files(work)?;
     let run = inputs::dockerfile(work, "pull", &format!("FROM {base}\nRUN true\n"))?;
     let onto = inputs::dockerfile(work, "onto-base", &format!("FROM {base}\nCOPY Dockerfile /app/\n"))?;
+    let linked = inputs::dockerfile(work, "onto-base-linked", &format!("FROM {base}\nCOPY --link Dockerfile /app/\n"))?;
+    let listed_base = format!("{}/base:estargz", registry.host());
+    let onto_listed = inputs::dockerfile(work, "onto-listed", &format!("FROM {listed_base}\nCOPY Dockerfile /app/\n"))?;
 
     let build = |context: &Path, rest: &[&str]| {
         let mut command = Command::new(runner.rbuild);
@@ -55,9 +58,12 @@ pub(super) fn table(runner: &Runner<'_>) -> Result<()> {
         command
     };
     let onto_name = format!("{}/onto:1", registry.host());
+    let docker_onto = |context: &Path| {
+        docker(format!("docker build -q -t {onto_name} {} && docker push -q {onto_name}", context.display()))
+    };
     // Every image that has a layer of the base keeps it.
     let forget = || {
-        let names = format!("{base} {onto_name} bench");
+        let names = format!("{base} {listed_base} {onto_name} bench");
         let text = format!("docker rmi -f {names} > /dev/null 2>&1 || true; docker builder prune -af > /dev/null");
         run_command(&mut docker(text))
     };
@@ -76,6 +82,8 @@ pub(super) fn table(runner: &Runner<'_>) -> Result<()> {
         change_one(&big.join("files/big-3"), changes.get())
     };
     let fresh = || runner.prepare_store();
+    let fresh_onto = || fresh().and_then(|()| registry.forget("onto:1"));
+    let forget_onto = || forget().and_then(|()| registry.forget("onto:1"));
     let rows = [
         Row {
             name: "pull, unpack and `RUN true`",
@@ -86,12 +94,24 @@ pub(super) fn table(runner: &Runner<'_>) -> Result<()> {
         },
         Row {
             name: "one small COPY onto it, pushed to its registry",
-            before: Box::new(fresh),
+            before: Box::new(fresh_onto),
             ours: Box::new(|| build(&onto, &["-t", &onto_name, "--push"])),
-            before_theirs: Box::new(forget),
-            theirs: Box::new(|| {
-                docker(format!("docker build -q -t {onto_name} {} && docker push -q {onto_name}", onto.display()))
-            }),
+            before_theirs: Box::new(forget_onto),
+            theirs: Box::new(|| docker_onto(&onto)),
+        },
+        Row {
+            name: "the same with `COPY --link` (docker: without)",
+            before: Box::new(fresh_onto),
+            ours: Box::new(|| build(&linked, &["-t", &onto_name, "--push"])),
+            before_theirs: Box::new(forget_onto),
+            theirs: Box::new(|| docker_onto(&onto)),
+        },
+        Row {
+            name: "the same onto a base in eStargz",
+            before: Box::new(fresh_onto),
+            ours: Box::new(|| build(&onto_listed, &["-t", &onto_name, "--push"])),
+            before_theirs: Box::new(forget_onto),
+            theirs: Box::new(|| docker_onto(&onto_listed)),
         },
         Row {
             name: "1 GiB COPY, pushed with zstd (docker: gzip)",
@@ -214,7 +234,16 @@ impl Registry {
         };
         on_bases(&["tag", BASE, &name])?;
         on_bases(&["push", &name])?;
-        on_bases(&["rmi", &name])
+        on_bases(&["rmi", &name])?;
+        // The same in a compression that lists what it holds.
+        let context = self.data.with_file_name("estargz");
+        std::fs::create_dir_all(&context)?;
+        std::fs::write(context.join("Dockerfile"), format!("FROM {BASE}\n"))?;
+        let listed = format!(
+            "type=image,name={}/base:estargz,push=true,store=false,compression=estargz,force-compression=true",
+            self.host()
+        );
+        on_bases(&["build", "-q", "-o", &listed, &context.display().to_string()])
     }
 
     /// Removes a repository and the large blobs that only it needs. The registry looks at its files each time.
