@@ -4,7 +4,8 @@
 //! name. A collector skips what live sessions have noted; whether a session lives, the kernel says (its flocked file).
 //!
 //! What a build will most likely look up is leased in one go before it begins ([`Store::expect_results`]). The uses of
-//! that are noted in one go when the last lease ends: a build that finds everything writes twice, not once a step.
+//! that are noted in one go when the last lease ends: a build that finds everything writes twice, not once a step. One
+//! that does not gives up what it has not used ([`Store::expect_no_more`]), so that it can make room for the new.
 
 use std::collections::{HashMap, HashSet};
 
@@ -164,6 +165,24 @@ impl Inner {
         })?;
         self.remember(expected, Use::Expected);
         Ok(())
+    }
+
+    /// Gives up what was expected and has not been used.
+    pub(crate) fn expect_no_more(&self) -> Result<()> {
+        let Some(session) = self.session_name() else { return Ok(()) };
+        self.index.write("give up what is not used", |tx| {
+            // In here, so that who finds one of these meanwhile leases it after us.
+            let mut leases = lock(&self.leases);
+            let holder = holder(&session, leases.period);
+            let unused: Vec<_> =
+                leases.held.extract_if(|_, state| *state == Use::Expected).map(|(item, _)| item).collect();
+            drop(leases);
+            let mut delete = tx.prepare_cached("DELETE FROM lease WHERE kind = ?1 AND item = ?2 AND holder = ?3")?;
+            for (kind, n) in unused {
+                delete.execute((kind.code(), n, &holder))?;
+            }
+            Ok(())
+        })
     }
 
     /// Files an item under this session if a lease is held. Call inside the transaction that makes or finds it, and

@@ -22,6 +22,7 @@ enum Operation {
     TakeLease { handle: usize },
     DropLease { handle: usize },
     Expect { handle: usize },
+    ExpectNoMore { handle: usize },
     Prune { handle: usize },
     Sync { handle: usize },
     Reopen { handle: usize },
@@ -41,6 +42,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         2 => handle.clone().prop_map(|handle| TakeLease { handle }),
         2 => handle.clone().prop_map(|handle| DropLease { handle }),
         2 => handle.clone().prop_map(|handle| Expect { handle }),
+        1 => handle.clone().prop_map(|handle| ExpectNoMore { handle }),
         2 => handle.clone().prop_map(|handle| Prune { handle }),
         1 => handle.clone().prop_map(|handle| Sync { handle }),
         1 => handle.clone().prop_map(|handle| Reopen { handle }),
@@ -64,6 +66,8 @@ struct World {
     things: BTreeMap<Thing, bool>,
     /// What each handle has touched under its lease.
     leased: Vec<BTreeSet<Thing>>,
+    /// What each handle expects to touch under its lease.
+    expected: Vec<BTreeSet<Thing>>,
     names: BTreeMap<u8, u8>,
 }
 
@@ -75,6 +79,7 @@ impl World {
             handles: Vec::new(),
             things: BTreeMap::new(),
             leased: vec![BTreeSet::new(); 2],
+            expected: vec![BTreeSet::new(); 2],
             names: BTreeMap::new(),
         };
         world.handles = (0..2).map(|_| (world.open(), None)).collect();
@@ -125,13 +130,20 @@ impl World {
             Operation::DropLease { handle } => {
                 self.handles[handle].1 = None;
                 self.leased[handle].clear();
+                self.expected[handle].clear();
             }
             Operation::Expect { handle } => {
                 let store = &self.handles[handle].0;
                 store.expect_results(&["slot", "none"]).unwrap();
                 if let (Some(newest), (_, Some(_))) = (store.latest_of_slot("slot").unwrap(), &self.handles[handle]) {
-                    self.touched(handle, Thing::Record(newest.key.0[0]));
+                    let thing = Thing::Record(newest.key.0[0]);
+                    self.things.entry(thing).or_insert(false);
+                    self.expected[handle].insert(thing);
                 }
+            }
+            Operation::ExpectNoMore { handle } => {
+                self.handles[handle].0.expect_no_more().unwrap();
+                self.expected[handle].clear();
             }
             Operation::Prune { handle } => self.prune(handle),
             Operation::Sync { handle } => {
@@ -140,6 +152,7 @@ impl World {
             }
             Operation::Reopen { handle } => {
                 self.leased[handle].clear();
+                self.expected[handle].clear();
                 self.handles[handle].1 = None;
                 self.handles[handle].0 = self.open();
             }
@@ -166,13 +179,13 @@ impl World {
     fn prune(&mut self, handle: usize) {
         let everything = PruneFilter { all: true, ..PruneFilter::default() };
         self.handles[handle].0.prune(&everything, false).unwrap();
-        self.things.retain(|thing, _| self.leased.iter().any(|leased| leased.contains(thing)));
+        self.things.retain(|thing, _| self.leased.iter().chain(&self.expected).any(|held| held.contains(thing)));
     }
 
     fn power_cut(&mut self) {
         self.boot += 1;
         self.handles.clear();
-        self.leased.iter_mut().for_each(BTreeSet::clear);
+        self.leased.iter_mut().chain(&mut self.expected).for_each(BTreeSet::clear);
         self.things.retain(|_, durable| *durable);
         self.handles = (0..2).map(|_| (self.open(), None)).collect();
     }

@@ -95,6 +95,11 @@ impl Store {
         })
     }
 
+    /// Gives up what was expected and has not been found: a collector may take it.
+    pub fn expect_no_more(&self) -> Result<()> {
+        self.inner.expect_no_more()
+    }
+
     /// Stores a record; a record of the same key is replaced.
     ///
     /// # Errors
@@ -347,12 +352,17 @@ mod tests {
             assert!(store.find_record(&Key([2; 32])).unwrap().is_some());
         }
         assert_eq!(uses(), before);
-        collector.prune(&PruneFilter { all: true, ..PruneFilter::default() }, false).unwrap();
+        let everything = PruneFilter { all: true, ..PruneFilter::default() };
+        collector.prune(&everything, false).unwrap();
         assert!(store.find_record(&Key([1; 32])).unwrap().is_none(), "it was expected before there was a lease");
+        assert_eq!(uses().len(), 2);
+        store.expect_no_more().unwrap();
+        collector.prune(&everything, false).unwrap();
+        assert_eq!(uses().len(), 1, "the third one has not been used");
         drop(lease);
-        assert_eq!(uses(), [before[1] + 1, before[2]]);
+        assert_eq!(uses(), [before[1] + 1]);
         check(&store);
-        collector.prune(&PruneFilter { all: true, ..PruneFilter::default() }, false).unwrap();
+        collector.prune(&everything, false).unwrap();
         assert_eq!(uses(), [0; 0]);
     }
 

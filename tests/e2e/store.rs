@@ -140,6 +140,17 @@ fn a_limit_holds_while_builds_run() {
 }
 
 #[test]
+fn what_a_changed_build_does_not_use_makes_room_for_what_it_makes() {
+    need!(Need::Root, Need::Program("busybox"));
+    let space = Space::with_busybox();
+    for round in 0..2 {
+        let text = format!("FROM busybox\nRUN echo {round} > /round\n{}{}", step("a", 60), step("b", 60));
+        space.write("Dockerfile", text);
+        space.rbuild(["-q", "-o", "type=cacheonly", "--max-size=150m", "."]).success();
+    }
+}
+
+#[test]
 fn a_build_that_needs_more_than_the_limit_is_stopped() {
     need!(Need::Root, Need::Program("busybox"));
     let space = Space::with_busybox();

@@ -22,7 +22,7 @@ mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
 use cache::{Key, Layer, Store};
 use tokio::sync::Semaphore;
@@ -233,6 +233,7 @@ impl<'a> Schedule<'a> {
             notes: ctx.notes.clone(),
             unstored: TaskTracker::new(),
             remote: ctx.remote.clone(),
+            is_expecting: Once::new(),
         };
         Self {
             graph,

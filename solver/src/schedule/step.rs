@@ -5,7 +5,7 @@
 //! when the solve is cancelled, apart from an operation that is being performed, which is told and awaited, because it
 //! has to clean up.
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use cache::{Key, Layer, LayerId, NewRecord, Store, StoreLock};
@@ -43,6 +43,8 @@ pub(super) struct Shared {
     pub(super) unstored: TaskTracker,
     /// Other places with results.
     pub(super) remote: Option<Arc<dyn RemoteCaches>>,
+    /// Ends the expectation that everything is found: with the first step that is performed.
+    pub(super) is_expecting: Once,
 }
 
 /// An operation with the results it works on.
@@ -230,8 +232,9 @@ async fn perform_locked(shared: &Shared, performance: Performance) -> Result<(La
     Ok((layer, Outcome::Done))
 }
 
-/// Says why a step is performed.
+/// Says why a step is performed, and lets the store make room for what it will give.
 pub(super) fn announce(shared: &Shared, subject: &Subject, cause: &Cause, step: &Step) {
+    shared.is_expecting.call_once(|| drop(shared.store.expect_no_more()));
     step.miss(cause.brief());
     shared.notes.missed(subject.id, cause);
 }
