@@ -97,12 +97,15 @@ pub(super) fn session<T>(
     let runtime = wire::runtime()?;
     let mut source = None;
     let build = Build { request, store, global, progress: ui.progress().clone(), cancel: cancel.clone() };
+    // To the keeper's last look: while what a failed step has written is being removed, what the others gave is no garbage.
+    let lease = store.lease()?;
     let keeper = Keeper::start(store, &request.space, &cancel);
     let outcome = runtime.block_on(wire::until_interrupted(cancel, work(&build, &mut source)));
     // Work that was cancelled ends before the last picture is drawn.
     drop(runtime);
     ui.close();
     let exceeded = keeper.end();
+    drop(lease);
     let is_exceeded = exceeded.is_some();
     match room::judge(outcome, exceeded.as_ref(), store.root()) {
         Ok(result) => Ok((result, source)),
