@@ -233,7 +233,7 @@ impl<'a> Schedule<'a> {
             notes: ctx.notes.clone(),
             unstored: TaskTracker::new(),
             remote: ctx.remote.clone(),
-            is_expecting: Once::new(),
+            end_of_expectation: Once::new(),
         };
         Self {
             graph,

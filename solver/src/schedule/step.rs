@@ -44,7 +44,7 @@ pub(super) struct Shared {
     /// Other places with results.
     pub(super) remote: Option<Arc<dyn RemoteCaches>>,
     /// Ends the expectation that everything is found: with the first step that is performed.
-    pub(super) is_expecting: Once,
+    pub(super) end_of_expectation: Once,
 }
 
 /// An operation with the results it works on.
@@ -234,7 +234,7 @@ async fn perform_locked(shared: &Shared, performance: Performance) -> Result<(La
 
 /// Says why a step is performed, and lets the store make room for what it will give.
 pub(super) fn announce(shared: &Shared, subject: &Subject, cause: &Cause, step: &Step) {
-    shared.is_expecting.call_once(|| drop(shared.store.expect_no_more()));
+    shared.end_of_expectation.call_once(|| drop(shared.store.expect_no_more()));
     step.miss(cause.brief());
     shared.notes.missed(subject.id, cause);
 }
