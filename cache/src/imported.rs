@@ -124,7 +124,7 @@ mod tests {
             content: content(1),
             diff_id: diff_id(1),
             blob: Descriptor::new(media_type::OCI_LAYER_GZIP, Digest::of(b"z"), 1),
-            codec: Some("gzip-4-1".to_owned()),
+            codec: Some("gzip-4-2".to_owned()),
             cost: std::time::Duration::ZERO,
             created_at: 0,
             step: String::new(),
@@ -141,7 +141,7 @@ mod tests {
         assert!(store.find_record(&Key([1; 32])).unwrap().is_some());
         assert_eq!(store.find_remotes(&diff_id(1)).unwrap().len(), 2);
         assert_eq!(store.keys_of(&layer.id).unwrap(), [Key([1; 32])]);
-        assert_eq!(store.codec_of(&diff_id(1), &Digest::of(b"z")).unwrap().as_deref(), Some("gzip-4-1"));
+        assert_eq!(store.codec_of(&diff_id(1), &Digest::of(b"z")).unwrap().as_deref(), Some("gzip-4-2"));
         assert!(store.blob_descriptor(&diff_id(1), Codec::Gzip { level: 4 }).unwrap().is_some());
         assert!(store.is_result_only(&diff_id(1)).unwrap());
         check(&store);

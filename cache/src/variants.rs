@@ -40,7 +40,7 @@ impl Codec {
     fn name(self) -> String {
         match self {
             Self::Plain => "plain".to_owned(),
-            Self::Gzip { level } => format!("gzip-{level}-1"),
+            Self::Gzip { level } => format!("gzip-{level}-2"),
             Self::Zstd { level } => format!("zstd-{level}-1"),
             Self::Estargz { level } => format!("estargz-{level}-1"),
         }

@@ -188,7 +188,7 @@ pub(super) mod tests {
             content: ContentDigest([9; 32]),
             diff_id: DiffId::of_uncompressed(Digest::of(b"tar")),
             blob: Descriptor::new(media_type::OCI_LAYER_GZIP, Digest::of(b"blob"), 4),
-            codec: Some("gzip-4-1".to_owned()),
+            codec: Some("gzip-4-2".to_owned()),
             cost: Duration::from_millis(1500),
             created_at: 7,
             step: "[2/2] RUN make".to_owned(),
@@ -208,7 +208,7 @@ pub(super) mod tests {
     fn whatever_changes_in_an_entry_is_noticed() {
         let text = String::from_utf8(entry(&[1]).to_json(&domain())).expect("JSON");
         let changes =
-            [("\"content\":\"09", "\"content\":\"19"), ("gzip-4-1", "gzip-5-1"), ("1500", "1501"), ("make", "fake")];
+            [("\"content\":\"09", "\"content\":\"19"), ("gzip-4-2", "gzip-5-2"), ("1500", "1501"), ("make", "fake")];
         for (from, to) in changes {
             assert!(text.contains(from), "{from}");
             let changed = text.replace(from, to);

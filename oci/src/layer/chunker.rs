@@ -1,4 +1,4 @@
-//! Where a raw tar is cut into pieces: format `pieces-v1` (`docs/formats/pieces-v1.md`).
+//! Where a raw tar is cut into pieces: format `pieces-v2` (`docs/formats/pieces-v2.md`).
 //!
 //! A rolling gear hash over the last 64 bytes decides, so that a cut depends on the bytes around it and not on its
 //! offset: after a change in the middle of a layer, the cuts behind it fall where they fell before. The constants are part

@@ -1,4 +1,4 @@
-//! Compresses one piece of a layer on its own: a gzip member or a zstd frame.
+//! Compresses one piece of a layer on its own: gzip members or a zstd frame.
 //!
 //! A blob is the members or frames of its pieces in order, which every gzip or zstd reader takes for one stream.
 
@@ -7,10 +7,13 @@ use std::sync::Mutex;
 use libdeflater::{CompressionLvl, Compressor as Deflater};
 use zstd::zstd_safe::{CParameter, compress_bound, get_frame_content_size};
 
+use super::noise::{Part, parts};
+
 /// How the pieces of a blob are compressed. The level is part of the identity of the result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum PieceCodec {
-    /// One gzip member a piece, without name and time (`spec/engine.md` §1.9).
+    /// One gzip member a piece, without name and time (`spec/engine.md` §1.9); several where parts of it would not become
+    /// shorter, which are stored.
     Gzip {
         /// libdeflate's levels: 0 (stored) to 12.
         level: u8,
@@ -48,6 +51,7 @@ pub enum CodecError {
 /// Compression contexts of one codec, reused from piece to piece and shared by threads.
 pub(crate) struct Compressors {
     codec: PieceCodec,
+    is_divided: bool,
     idle: Mutex<Vec<Context>>,
 }
 
@@ -58,7 +62,11 @@ struct Context {
 }
 
 enum Library {
-    Gzip(Deflater),
+    Gzip {
+        deflater: Deflater,
+        /// For what does not become shorter: level 0.
+        storer: Deflater,
+    },
     Zstd(zstd::bulk::Compressor<'static>),
 }
 
@@ -80,8 +88,10 @@ impl PieceCodec {
             Self::Gzip { .. } => {
                 let Some((member, trailer)) = compressed.split_last_chunk::<8>() else { return false };
                 let trailer = u64::from_le_bytes(*trailer);
-                let (crc, len) = (trailer as u32, (trailer >> 32) as u32);
-                member.starts_with(&[0x1f, 0x8b, 8]) && len == raw.len() as u32 && crc == libdeflater::crc32(raw)
+                // Of the last member, which may hold the end of the piece only.
+                let (crc, len) = (trailer as u32, (trailer >> 32) as usize);
+                let last = raw.len().checked_sub(len).map(|start| &raw[start..]);
+                member.starts_with(&[0x1f, 0x8b, 8]) && last.is_some_and(|last| crc == libdeflater::crc32(last))
             }
             Self::Zstd { .. } => get_frame_content_size(compressed).is_ok_and(|len| len == Some(raw.len() as u64)),
         }
@@ -91,7 +101,12 @@ impl PieceCodec {
 impl Compressors {
     pub(crate) fn new(codec: PieceCodec) -> Result<Self, CodecError> {
         codec.check()?;
-        Ok(Self { codec, idle: Mutex::new(Vec::new()) })
+        Ok(Self { codec, is_divided: true, idle: Mutex::new(Vec::new()) })
+    }
+
+    /// For formats that count members: each piece becomes one, whatever is in it.
+    pub(crate) fn undivided(codec: PieceCodec) -> Result<Self, CodecError> {
+        Ok(Self { is_divided: false, ..Self::new(codec)? })
     }
 
     pub(crate) fn codec(&self) -> PieceCodec {
@@ -105,7 +120,7 @@ impl Compressors {
             Some(context) => context,
             None => Context::new(self.codec)?,
         };
-        let compressed = context.compress(raw)?;
+        let compressed = context.compress(raw, self.is_divided)?;
         self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(context);
         Ok(compressed)
     }
@@ -115,9 +130,12 @@ impl Context {
     fn new(codec: PieceCodec) -> Result<Self, CodecError> {
         let library = match codec {
             PieceCodec::Gzip { level } => {
-                let valid = CompressionLvl::new(level.into());
-                let level = valid.map_err(|_| CodecError::Level { codec: "gzip", level, expected: "0 to 12" })?;
-                Library::Gzip(Deflater::new(level))
+                let deflater = |level: u8| {
+                    let valid = CompressionLvl::new(level.into());
+                    let valid = valid.map_err(|_| CodecError::Level { codec: "gzip", level, expected: "0 to 12" });
+                    valid.map(Deflater::new)
+                };
+                Library::Gzip { deflater: deflater(level)?, storer: deflater(0)? }
             }
             PieceCodec::Zstd { level } => {
                 let mut context = zstd::bulk::Compressor::new(level.into()).map_err(zstd_error)?;
@@ -129,21 +147,31 @@ impl Context {
     }
 
     /// Compresses a piece into a buffer of exactly its length: pieces wait for their turn, slack must not wait with them.
-    fn compress(&mut self, raw: &[u8]) -> Result<Vec<u8>, CodecError> {
-        let bound = match &mut self.library {
-            Library::Gzip(deflater) => deflater.gzip_compress_bound(raw.len()),
-            Library::Zstd(_) => compress_bound(raw.len()),
-        };
-        if self.scratch.len() < bound {
-            self.scratch.resize(bound, 0);
+    fn compress(&mut self, raw: &[u8], is_divided: bool) -> Result<Vec<u8>, CodecError> {
+        let mut n_written = 0;
+        match &mut self.library {
+            Library::Gzip { deflater, storer } => {
+                let parts = if is_divided { parts(raw) } else { vec![Part { bytes: raw, is_noise: false }] };
+                for part in parts {
+                    let deflater = if part.is_noise { &mut *storer } else { &mut *deflater };
+                    make_room(&mut self.scratch, n_written + deflater.gzip_compress_bound(part.bytes.len()));
+                    n_written += deflater
+                        .gzip_compress(part.bytes, &mut self.scratch[n_written..])
+                        .map_err(|error| CodecError::Library { codec: "gzip", reason: error.to_string() })?;
+                }
+            }
+            Library::Zstd(context) => {
+                make_room(&mut self.scratch, compress_bound(raw.len()));
+                n_written = context.compress_to_buffer(raw, &mut self.scratch[..]).map_err(zstd_error)?;
+            }
         }
-        let n_written = match &mut self.library {
-            Library::Gzip(deflater) => deflater
-                .gzip_compress(raw, &mut self.scratch)
-                .map_err(|error| CodecError::Library { codec: "gzip", reason: error.to_string() })?,
-            Library::Zstd(context) => context.compress_to_buffer(raw, &mut self.scratch[..]).map_err(zstd_error)?,
-        };
         Ok(self.scratch[..n_written].to_vec())
+    }
+}
+
+fn make_room(scratch: &mut Vec<u8>, len: usize) {
+    if scratch.len() < len {
+        scratch.resize(len, 0);
     }
 }
 
@@ -184,6 +212,35 @@ mod tests {
                 pieces.iter().flat_map(|piece| compressors.compress(piece).expect("compresses")).collect();
             assert_eq!(decompressed(codec, &blob), pieces.concat(), "{codec:?}");
         }
+    }
+
+    #[test]
+    fn what_cannot_become_shorter_is_stored_in_a_member_of_its_own() {
+        let mut random = zstd::bulk::compress(&[7; 10], 3).expect("compresses");
+        while random.len() < 1 << 20 {
+            random.extend_from_slice(blake3::hash(&random[random.len().saturating_sub(64)..]).as_bytes());
+        }
+        let piece = [vec![b'a'; 200_000], random.clone(), vec![b'b'; 200_000]].concat();
+        let gzip = PieceCodec::Gzip { level: 4 };
+        let divided = Compressors::new(gzip).expect("level");
+        let member = divided.compress(&piece).expect("compresses");
+        assert_eq!(decompressed(gzip, &member), piece);
+        let (mut first, mut n_members) = (flate2::bufread::GzDecoder::new(&member[..]), 1);
+        loop {
+            std::io::copy(&mut first, &mut std::io::sink()).expect("a member");
+            let rest = first.into_inner();
+            if rest.is_empty() {
+                break;
+            }
+            (first, n_members) = (flate2::bufread::GzDecoder::new(rest), n_members + 1);
+        }
+        assert_eq!(n_members, 3);
+        assert!(gzip.is_plausible(&member, &piece));
+        assert!(!gzip.is_plausible(&member, &piece[..piece.len() - 1]));
+        let one = Compressors::undivided(gzip).expect("level").compress(&piece).expect("compresses");
+        let mut first = Vec::new();
+        flate2::read::GzDecoder::new(&one[..]).read_to_end(&mut first).expect("a member");
+        assert_eq!(first, piece);
     }
 
     #[test]

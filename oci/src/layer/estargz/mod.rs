@@ -91,7 +91,7 @@ impl<W: Write> EstargzWriter<W> {
     /// # Errors
     /// [`LayerError::Io`] for a level that gzip does not have.
     pub fn new(out: W, level: u8) -> Result<Self, LayerError> {
-        let compressors = Compressors::new(PieceCodec::Gzip { level }).map_err(codec_error)?;
+        let compressors = Compressors::undivided(PieceCodec::Gzip { level }).map_err(codec_error)?;
         Ok(Self {
             tar: TarWriter::new(Vec::new()),
             out,
