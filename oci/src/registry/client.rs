@@ -8,6 +8,7 @@ use std::time::Duration;
 use reqwest::Url;
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
+use super::ahead::HeadStart;
 use super::auth::Authenticator;
 use super::config::Settings;
 use super::error::RegistryError;
@@ -35,6 +36,8 @@ struct Shared {
     settings: Mutex<BTreeMap<(String, String), KnownSettings>>,
     /// Blobs that were brought to a repository, or are: whether it has them.
     brought: Mutex<BTreeMap<(String, Digest), Gate>>,
+    /// Blobs that were sent to a repository while they were made.
+    head_starts: Mutex<BTreeMap<(String, Digest), Arc<HeadStart>>>,
     /// The longest request of an upload, for hosts that want others than usual.
     chunks: Mutex<BTreeMap<String, u64>>,
     /// The scheme that worked, for hosts that may speak several.
@@ -122,6 +125,7 @@ impl Client {
             limits: Mutex::new(BTreeMap::new()),
             settings: Mutex::new(BTreeMap::new()),
             brought: Mutex::new(BTreeMap::new()),
+            head_starts: Mutex::new(BTreeMap::new()),
             chunks: Mutex::new(BTreeMap::new()),
             schemes: Mutex::new(BTreeMap::new()),
         };
@@ -203,6 +207,18 @@ impl Client {
         let key = (target.name_only().to_string(), digest.clone());
         let gate = self.shared.brought.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone();
         gate.lock_owned().await
+    }
+
+    /// Remembers what was sent to the repository of `target` of a blob that is complete now.
+    pub(super) fn keep_head_start(&self, target: &ImageRef, digest: &Digest, start: Arc<HeadStart>) {
+        let mut starts = self.shared.head_starts.lock().unwrap_or_else(PoisonError::into_inner);
+        starts.insert((target.name_only().to_string(), digest.clone()), start);
+    }
+
+    /// What was sent of a blob while it was made.
+    pub(super) fn take_head_start(&self, target: &ImageRef, digest: &Digest) -> Option<Arc<HeadStart>> {
+        let mut starts = self.shared.head_starts.lock().unwrap_or_else(PoisonError::into_inner);
+        starts.remove(&(target.name_only().to_string(), digest.clone()))
     }
 
     /// Bytes that one request of an upload carries at most.

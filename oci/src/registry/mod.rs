@@ -12,6 +12,7 @@
 //!
 //! Spec: `spec/engine.md` §4.2 and §4.3; OCI distribution-spec 1.1.
 
+mod ahead;
 mod auth;
 mod blob;
 mod challenge;
@@ -35,6 +36,7 @@ mod token;
 mod transport;
 mod upload;
 
+pub use ahead::Ahead;
 pub use blob::{BlobSink, ChannelSink};
 pub use client::{Client, Notice, Observer};
 pub use config::ConfigFiles;

@@ -12,11 +12,12 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode};
 use tokio::io::AsyncRead;
 
+use super::ahead::HeadStart;
 use super::client::{Client, Slot};
 use super::error::{Attempt, Operation, RegistryError};
 use super::hosts::{Endpoint, Purpose};
 use super::scopes::Scopes;
-use super::transport::{Body, Request, attempt, endpoint_url, protocol};
+use super::transport::{Request, attempt, endpoint_url, protocol};
 use super::upload::{Feed, MAX_SIZES, Progress, Session, Stop, Upload, session_of, upload_request};
 use crate::digest::Digest;
 use crate::image::Descriptor;
@@ -86,11 +87,7 @@ impl Client {
         let repository = endpoint.repository(target.repository());
         let scopes = Scopes::push(&repository);
         let session = self.open_session(endpoint, target, &attempt, &scopes).await?;
-        if endpoint.is_home_of(&session.url) {
-            let request = upload_request(endpoint, &attempt, &repository, &scopes, Method::DELETE, session.url);
-            // A registry that knows no giving up forgets the upload by itself.
-            drop(self.send_once(&request, self.authorization(request.need()).await?, Body::Bytes(Bytes::new())).await);
-        }
+        self.end_session(&upload_request(endpoint, &attempt, &repository, &scopes, Method::DELETE, session.url)).await;
         Ok(())
     }
 
@@ -99,6 +96,8 @@ impl Client {
     /// `open` gives the blob's bytes from the start; it is called once a try. `mounts` are repositories of the same
     /// registry that are known to have the blob; the one most like the target is tried. `progress` is told the bytes
     /// sent so far, and may be told less after a failed try.
+    ///
+    /// What was sent of it while it was made ([`Client::ahead`]) is not sent again.
     ///
     /// A blob goes to a repository once, however many ask for it, at the same time or later: the others wait, and hear
     /// that it is there. After a failure or a cancellation, the next one tries.
@@ -117,14 +116,16 @@ impl Client {
         mut progress: impl FnMut(u64) + Send,
     ) -> Result<Pushed, RegistryError> {
         let mut is_there = self.gate(target, &blob.digest).await;
+        let mut head_start = self.take_head_start(target, &blob.digest);
         if *is_there {
+            self.give_up_ahead(&mut head_start).await;
             return Ok(Pushed::Existed);
         }
         let (mut endpoint, mut others) = self.endpoints(target, Purpose::Push)?;
         let mount = best_mount(target.repository(), mounts);
         let upload = Upload { target, blob, open };
         loop {
-            match self.push_blob_at(&endpoint, mount, upload, &mut progress).await {
+            match self.push_blob_at(&endpoint, mount, &mut head_start, upload, &mut progress).await {
                 Ok(pushed) => {
                     *is_there = true;
                     return Ok(pushed);
@@ -230,6 +231,7 @@ impl Client {
         &self,
         endpoint: &Endpoint,
         mount: Option<&str>,
+        head_start: &mut Option<Arc<HeadStart>>,
         upload: Upload<'_>,
         progress: Progress<'_>,
     ) -> Result<Pushed, RegistryError> {
@@ -247,17 +249,35 @@ impl Client {
                 None => {
                     // Also after a failed try: the blob may be complete although the answer was lost.
                     if self.check_blob(endpoint, upload.target, &upload.blob.digest, Operation::UploadBlob).await? {
+                        self.give_up_ahead(head_start).await;
                         return Ok(Pushed::Existed);
                     }
                     let mounted = match mount.take() {
                         Some(from) => match self.mount(endpoint, upload, &attempt, from).await? {
-                            Mount::Done => return Ok(Pushed::Mounted { from: from.to_owned() }),
+                            Mount::Done => {
+                                self.give_up_ahead(head_start).await;
+                                return Ok(Pushed::Mounted { from: from.to_owned() });
+                            }
                             Mount::UploadTo(session) => Some(session),
                             Mount::Denied => None,
                         },
                         None => None,
                     };
-                    match mounted {
+                    let begun = match head_start.take() {
+                        Some(start) => start.taken().await.filter(|begun| begun.endpoint == *endpoint),
+                        None => None,
+                    };
+                    let begun = match begun {
+                        Some(begun) => {
+                            feed = begun.feed;
+                            match begun.is_sound {
+                                true => Some(begun.session),
+                                false => self.session_as_it_is(begun.session, upload.blob.size_bytes, &request).await,
+                            }
+                        }
+                        None => None,
+                    };
+                    match begun.or(mounted) {
                         Some(session) => session,
                         None => self.open_session(endpoint, upload.target, &attempt, &scopes).await?,
                     }
@@ -283,7 +303,7 @@ impl Client {
                     if answer.is_none() {
                         return Err(self.status_error(&refused, reply).await);
                     }
-                    session = self.session_as_it_is(current, upload, &request).await;
+                    session = self.session_as_it_is(current, upload.blob.size_bytes, &request).await;
                     continue;
                 }
                 Stop::OtherSize(error) if n_sizes >= MAX_SIZES => return Err(error),
@@ -297,7 +317,13 @@ impl Client {
             failures += 1;
             let delay = delay.unwrap_or_else(|| self.options().retry.delay(failures));
             self.pause(error, failures, delay).await?;
-            session = self.session_as_it_is(current, upload, &request).await;
+            session = self.session_as_it_is(current, upload.blob.size_bytes, &request).await;
+        }
+    }
+
+    async fn give_up_ahead(&self, head_start: &mut Option<Arc<HeadStart>>) {
+        if let Some(start) = head_start.take() {
+            start.give_up(self).await;
         }
     }
 
@@ -350,7 +376,7 @@ impl Client {
         }
     }
 
-    async fn open_session(
+    pub(super) async fn open_session(
         &self,
         endpoint: &Endpoint,
         target: &ImageRef,

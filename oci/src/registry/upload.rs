@@ -45,14 +45,17 @@ pub(super) const MAX_SIZES: u32 = 6;
 pub(super) struct Upload<'a> {
     pub(super) target: &'a ImageRef,
     pub(super) blob: &'a Descriptor,
-    pub(super) open: &'a (dyn Fn() -> io::Result<BlobReader> + Send + Sync),
+    pub(super) open: Open<'a>,
 }
+
+/// Gives the bytes of a blob from the start.
+pub(super) type Open<'a> = &'a (dyn Fn() -> io::Result<BlobReader> + Send + Sync);
 
 /// Is told the bytes sent so far.
 pub(super) type Progress<'a> = &'a mut (dyn FnMut(u64) + Send);
 
 /// Makes a request of the upload: method and URL.
-type Requests<'a, 'r> = &'a (dyn Fn(Method, Url) -> Request<'r> + Sync);
+pub(super) type Requests<'a, 'r> = &'a (dyn Fn(Method, Url) -> Request<'r> + Sync);
 
 /// An upload that a registry has begun to take.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +65,7 @@ pub(super) struct Session {
     /// Bytes that the registry has.
     pub(super) offset_bytes: u64,
     /// The smallest chunk that it takes, but for the last.
-    min_chunk_bytes: u64,
+    pub(super) min_chunk_bytes: u64,
 }
 
 /// Why an upload did not end well.
@@ -99,50 +102,65 @@ impl Client {
         let size = upload.blob.size_bytes;
         loop {
             let rest = size - session.offset_bytes;
-            let chunk =
-                self.chunk_bytes(request(Method::PUT, session.url.clone()).endpoint).max(session.min_chunk_bytes);
-            let is_last = rest <= chunk;
-            let (method, len) = if is_last { (Method::PUT, rest) } else { (Method::PATCH, chunk) };
-            let mut request = request(method, session.url.clone());
-            if is_last {
-                request.url.query_pairs_mut().append_pair("digest", &upload.blob.digest.to_string());
-            } else {
-                let range = format!("{}-{}", session.offset_bytes, session.offset_bytes + len - 1);
-                let range = HeaderValue::from_str(&range).expect("digits are valid in a header");
-                request.headers.insert(CONTENT_RANGE, range);
+            let mut request = request(Method::PUT, session.url.clone());
+            let chunk = self.chunk_bytes(request.endpoint).max(session.min_chunk_bytes);
+            if rest > chunk {
+                self.send_chunk(session, chunk, feed, (upload.open, size), request, progress).await?;
+                continue;
             }
-            let part = Part { offset: session.offset_bytes, len, is_last, size };
-            let reply = self.send_part(&request, part, feed, upload, progress).await?;
-            if is_last && reply.status().is_success() {
-                progress(size);
-                return Ok(());
-            }
+            request.url.query_pairs_mut().append_pair("digest", &upload.blob.digest.to_string());
+            let part = Part { offset: session.offset_bytes, len: rest, is_last: true, size };
+            let reply = self.send_part(&request, part, feed, upload.open, progress).await?;
             if !reply.status().is_success() {
                 return Err(self.why_not(request, reply, part).await);
             }
-            *session = Session {
-                min_chunk_bytes: session.min_chunk_bytes,
-                ..session_of(&reply, request.endpoint, request.attempt).map_err(Stop::Fatal)?
-            };
-            // Without a word of how much it has, it has what it was sent.
-            session.offset_bytes = received(&reply).unwrap_or(part.offset + len);
-            if session.offset_bytes <= part.offset || session.offset_bytes > part.offset + len {
-                let reason = "it says that it has other bytes of an upload than it was sent";
-                return Err(Stop::Passing(protocol(request.attempt, reason), None));
-            }
+            progress(size);
+            return Ok(());
         }
     }
 
-    /// Asks how far the registry has an upload that broke off; `None` if it has to begin again.
+    /// Sends `len` bytes of a blob of `size`, which are not its last. `session` moves on by what the registry has taken.
+    pub(super) async fn send_chunk<'r>(
+        &self,
+        session: &mut Session,
+        len: u64,
+        feed: &mut Feed,
+        (open, size): (Open<'_>, u64),
+        mut request: Request<'r>,
+        progress: Progress<'_>,
+    ) -> Result<(), Stop<'r>> {
+        let range = format!("{}-{}", session.offset_bytes, session.offset_bytes + len - 1);
+        let range = HeaderValue::from_str(&range).expect("digits are valid in a header");
+        request.headers.insert(CONTENT_RANGE, range);
+        request.method = Method::PATCH;
+        let part = Part { offset: session.offset_bytes, len, is_last: false, size };
+        let reply = self.send_part(&request, part, feed, open, progress).await?;
+        if !reply.status().is_success() {
+            return Err(self.why_not(request, reply, part).await);
+        }
+        *session = Session {
+            min_chunk_bytes: session.min_chunk_bytes,
+            ..session_of(&reply, request.endpoint, request.attempt).map_err(Stop::Fatal)?
+        };
+        // Without a word of how much it has, it has what it was sent.
+        session.offset_bytes = received(&reply).unwrap_or(part.offset + len);
+        if session.offset_bytes <= part.offset || session.offset_bytes > part.offset + len {
+            let reason = "it says that it has other bytes of an upload than it was sent";
+            return Err(Stop::Passing(protocol(request.attempt, reason), None));
+        }
+        Ok(())
+    }
+
+    /// Asks how far the registry has the upload of a blob of that size, after it broke off; `None` if it has to begin again.
     pub(super) async fn session_as_it_is<'r>(
         &self,
         session: Session,
-        upload: Upload<'_>,
+        size_bytes: u64,
         request: Requests<'_, 'r>,
     ) -> Option<Session> {
         let request = request(Method::GET, session.url.clone());
         // Another host has been given an address that is good for one request.
-        if !request.endpoint.is_home_of(&session.url) || upload.blob.size_bytes <= READ_BYTES as u64 {
+        if !request.endpoint.is_home_of(&session.url) || size_bytes <= READ_BYTES as u64 {
             return None;
         }
         let authorization = self.authorization(request.need()).await.ok()?;
@@ -156,7 +174,17 @@ impl Client {
             None => session.url,
         };
         // What is complete has another way to be asked for.
-        (offset_bytes < upload.blob.size_bytes).then_some(Session { url, offset_bytes, ..session })
+        (offset_bytes < size_bytes).then_some(Session { url, offset_bytes, ..session })
+    }
+
+    /// Tells the registry that nothing more comes, if it takes that from us. One that knows no such request forgets the upload
+    /// by itself.
+    pub(super) async fn end_session(&self, request: &Request<'_>) {
+        if request.endpoint.is_home_of(&request.url)
+            && let Ok(authorization) = self.authorization(request.need()).await
+        {
+            drop(self.send_once(request, authorization, Body::Bytes(Bytes::new())).await);
+        }
     }
 
     /// Sends one request with a part of the blob.
@@ -165,7 +193,7 @@ impl Client {
         request: &Request<'r>,
         part: Part,
         feed: &mut Feed,
-        upload: Upload<'_>,
+        open: Open<'_>,
         progress: Progress<'_>,
     ) -> Result<Reply, Stop<'r>> {
         let mut request = request.clone();
@@ -177,7 +205,7 @@ impl Client {
         };
         let local = |reason: String| Stop::Fatal(RegistryError::Local { attempt: request.attempt.clone(), reason });
         let place = self.place(&request.endpoint.host, request.slot).await;
-        let reader = feed.at(part.offset, upload).await.map_err(|error| local(error.to_string()))?;
+        let reader = feed.at(part, open).await.map_err(|error| local(error.to_string()))?;
         let source = Arc::new(Source::new(part));
         let body = Body::Stream(source.clone().stream(reader), part.len);
         let answer = self.send_placed(place, &request, authorization, body);
@@ -261,8 +289,8 @@ impl Client {
 }
 
 impl Feed {
-    /// The reader at an offset: where it is, or opened again and led there.
-    async fn at(&mut self, offset: u64, upload: Upload<'_>) -> io::Result<OwnedMutexGuard<Option<Positioned>>> {
+    /// The reader at the beginning of a part: where it is, or opened again and led there.
+    async fn at(&mut self, part: Part, open: Open<'_>) -> io::Result<OwnedMutexGuard<Option<Positioned>>> {
         let mut guard = match self.0.clone().try_lock_owned() {
             Ok(guard) => guard,
             // A connection that was given up and has not noticed yet holds it.
@@ -272,15 +300,15 @@ impl Feed {
             }
         };
         let mut positioned = match guard.take() {
-            Some(positioned) if positioned.at <= offset => positioned,
-            _ => Positioned { reader: (upload.open)()?, at: 0 },
+            Some(positioned) if positioned.at <= part.offset => positioned,
+            _ => Positioned { reader: open()?, at: 0 },
         };
-        let skip = offset - positioned.at;
+        let skip = part.offset - positioned.at;
         let skipped = tokio::io::copy(&mut (&mut positioned.reader).take(skip), &mut tokio::io::sink()).await?;
         if skipped < skip {
-            return Err(only(positioned.at + skipped, upload.blob.size_bytes));
+            return Err(only(positioned.at + skipped, part.size));
         }
-        positioned.at = offset;
+        positioned.at = part.offset;
         *guard = Some(positioned);
         Ok(guard)
     }

@@ -1,5 +1,6 @@
 //! The client against an in-process registry with faults, and against Debian's `docker-registry` where it is installed.
 
+mod ahead;
 mod auth;
 mod docker_registry;
 mod examine;

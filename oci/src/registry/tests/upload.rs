@@ -14,29 +14,29 @@ use crate::image::Descriptor;
 use crate::media_type::OCI_LAYER;
 use crate::registry::{BlobReader, Client, ClientOptions, Pushed, RegistryError};
 
-const CHUNK: u64 = 200_000;
+pub(super) const CHUNK: u64 = 200_000;
 
-fn in_chunks() -> Client {
+pub(super) fn in_chunks() -> Client {
     Client::new(ClientOptions { upload_chunk_bytes: CHUNK, ..options() })
 }
 
-fn blob(len: u32) -> (Bytes, Descriptor) {
+pub(super) fn blob(len: u32) -> (Bytes, Descriptor) {
     let bytes: Bytes = (0..len).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect::<Vec<_>>().into();
     let blob = Descriptor::new(OCI_LAYER, Digest::of(&bytes), bytes.len() as u64);
     (bytes, blob)
 }
 
-async fn push(client: &Client, host: &str, bytes: &Bytes, blob: &Descriptor) -> Result<Pushed, RegistryError> {
+pub(super) async fn push(client: &Client, host: &str, bytes: &Bytes, blob: &Descriptor) -> Result<Pushed, RegistryError> {
     let open = || -> io::Result<BlobReader> { Ok(Box::new(io::Cursor::new(bytes.clone()))) };
     client.push_blob(&reference(host, "team/app"), blob, &open, &[], |_| ()).await
 }
 
-fn arrived(fake: &Fake, blob: &Descriptor) -> bool {
+pub(super) fn arrived(fake: &Fake, blob: &Descriptor) -> bool {
     fake.state().blobs.contains_key(&("team/app".to_owned(), blob.digest.to_string()))
 }
 
 /// Bytes of all bodies of uploads.
-fn sent(fake: &Fake) -> usize {
+pub(super) fn sent(fake: &Fake) -> usize {
     let is_upload = |method: &str| matches!(method, "PATCH" | "PUT");
     fake.server.seen().iter().filter(|seen| is_upload(&seen.method)).map(|seen| seen.body.len()).sum()
 }
