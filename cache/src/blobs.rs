@@ -200,6 +200,12 @@ impl BlobWriter {
         self.len_bytes
     }
 
+    /// The file in which the blob is being made, and how many of its first bytes are there to be read. Whoever has it open can
+    /// read the whole blob once it is committed. `None` if there is no such file any more.
+    pub fn growing_file(&self) -> Option<(&Path, u64)> {
+        Some((self.path.as_deref()?, self.file.n_written()))
+    }
+
     /// Publishes the blob under its digest; with `expected`, only if that is the digest.
     ///
     /// # Errors
@@ -346,6 +352,26 @@ mod tests {
             assert_eq!(mode & 0o222, 0, "nobody may write a blob");
         }
         check(&store);
+    }
+
+    #[test]
+    fn a_blob_can_be_read_while_it_is_made() {
+        let (_dir, store) = store();
+        let bytes: Vec<u8> = (0..5 << 19).map(|n: u32| (n % 251) as u8).collect();
+        let mut writer = store.blob_writer().unwrap();
+        let (path, n_bytes) = writer.growing_file().unwrap();
+        let (mut file, mut read) = (File::open(path).unwrap(), Vec::new());
+        assert_eq!(n_bytes, 0);
+        for part in bytes.chunks(300_000) {
+            writer.write(part).unwrap();
+            let n_bytes = writer.growing_file().unwrap().1;
+            file.read_to_end(&mut read).unwrap();
+            assert_eq!(read.len() as u64, n_bytes);
+        }
+        assert!(read.len() >= 2 << 20, "it is written as it grows");
+        writer.commit(None).unwrap();
+        file.read_to_end(&mut read).unwrap();
+        assert!(read == bytes);
     }
 
     #[test]

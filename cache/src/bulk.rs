@@ -24,6 +24,8 @@ pub struct BulkFile {
     file: File,
     /// What is not yet written.
     pending: Chunk,
+    /// Bytes that are in the file.
+    n_written: u64,
     is_direct: bool,
 }
 
@@ -82,7 +84,12 @@ impl Chunk {
 impl BulkFile {
     /// Writes to `file`, which is empty and at its beginning.
     pub fn new(file: File) -> Self {
-        Self { file, pending: Chunk::default(), is_direct: false }
+        Self { file, pending: Chunk::default(), n_written: 0, is_direct: false }
+    }
+
+    /// How many of the first bytes can be read from the file by now.
+    pub(crate) fn n_written(&self) -> u64 {
+        self.n_written
     }
 
     /// Writes what is left and returns the file.
@@ -118,6 +125,7 @@ impl BulkFile {
             }
             written => written?,
         }
+        self.n_written += self.pending.len as u64;
         self.pending.len = 0;
         Ok(())
     }

@@ -388,7 +388,7 @@ impl Engine {
         codecs.retain(|codec| !matches!(codec, Codec::Estargz { .. }));
         let keep_plain = codecs.is_empty() || codecs.contains(&Codec::Plain);
         codecs.retain(|codec| *codec != Codec::Plain);
-        let sink = LayerSink::new(store, &PackOptions { keep_plain, codecs })?;
+        let sink = LayerSink::new(store, &PackOptions { keep_plain, codecs }, self.inner.packer.onlookers())?;
         let mut tar = TarWriter::new(sink);
         let outcome = files::perform_file_op(op, setting, Form::Tar(&mut tar))?;
         let sink = tar.finish().map_err(|error| OpError::environment(format!("cannot write a layer: {error}")))?;

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, PipeWriter, Read};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cache::{Codec, LayerId, LayerInfo, Store};
 use futures_util::FutureExt;
@@ -21,7 +21,7 @@ use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
 use crate::layer::estargz::{make_estargz, take_diff_id};
-use crate::layer::{LayerSink, PackOptions, Packed, write_tree};
+use crate::layer::{LayerSink, Onlookers, PackOptions, Packed, write_tree};
 use crate::source::ImageSource;
 use crate::view::Below;
 
@@ -69,12 +69,24 @@ struct Inner {
     progress: Progress,
     cancel: CancellationToken,
     jobs: Mutex<HashMap<(LayerId, Wanted), Job>>,
+    onlookers: OnceLock<Arc<dyn Onlookers>>,
 }
 
 impl Packer {
     /// Packs layers of `store`; base layers that are not here yet are fetched through `images`.
     pub fn new(store: Store, images: Arc<ImageSource>, progress: Progress, cancel: CancellationToken) -> Self {
-        Self { inner: Arc::new(Inner { store, images, progress, cancel, jobs: Mutex::default() }) }
+        let (jobs, onlookers) = (Mutex::default(), OnceLock::new());
+        Self { inner: Arc::new(Inner { store, images, progress, cancel, jobs, onlookers }) }
+    }
+
+    /// From now on lets `onlookers` read what is made. Counts once.
+    pub(crate) fn let_watch(&self, onlookers: Arc<dyn Onlookers>) {
+        self.inner.onlookers.get_or_init(|| onlookers);
+    }
+
+    /// Who reads what is made.
+    pub(crate) fn onlookers(&self) -> Option<&dyn Onlookers> {
+        self.inner.onlookers.get().map(Arc::as_ref)
     }
 
     /// Begins to pack the top layer of `chain` in the background. Must be called inside the runtime.
@@ -369,9 +381,9 @@ fn write_into(
     let store = &inner.store;
     let codecs = if wanted.codec == Codec::Plain { Vec::new() } else { vec![wanted.codec] };
     let fault = |error: crate::layer::TreeError| OpError::environment(format!("cannot pack a layer: {error}"));
-    let sink =
-        LayerSink::new(store, &PackOptions { keep_plain: wanted.codec == Codec::Plain && wanted.store_plain, codecs })
-            .map_err(fault)?;
+    let options = PackOptions { keep_plain: wanted.codec == Codec::Plain && wanted.store_plain, codecs };
+    let onlookers = inner.onlookers.get().map(Arc::as_ref);
+    let sink = LayerSink::new(store, &options, onlookers).map_err(fault)?;
     let cannot = |error: LayerError| {
         cancelled_or(&inner.cancel, || OpError::environment(format!("cannot pack a layer: {error}")))
     };

@@ -26,7 +26,7 @@ pub use content::{CONTEXT as CONTENT_DOMAIN, ContentFacts, ContentHasher, conten
 pub use error::{Result, TreeError};
 pub use fix_up::fix_up;
 pub use lower::{LowerMeta, LowerView, NothingBelow};
-pub use pack::{LayerSink, PackOptions, Packed, media_type_of};
+pub use pack::{LayerSink, Onlooker, Onlookers, PackOptions, Packed, media_type_of};
 pub use tree_tar::write_tree;
 pub use unchanged::drop_unchanged;
 pub(crate) use unchanged::is_same;

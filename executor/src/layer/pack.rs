@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use cache::{BlobWriter, Codec, PieceLocation, Store};
@@ -19,6 +20,21 @@ pub struct PackOptions {
     /// Store these compressed forms. [`Codec::Plain`] means the same as `keep_plain`; [`Codec::Estargz`] is none that comes of
     /// the bytes alone ([`super::estargz`]), and is not made here.
     pub codecs: Vec<Codec>,
+}
+
+/// Those who want to read blobs of layers while they are made.
+pub trait Onlookers: Send + Sync {
+    /// A blob in `codec` begins, in the file at `path`. `None` if nobody wants it.
+    fn watch(&self, codec: Codec, path: &Path) -> Option<Box<dyn Onlooker>>;
+}
+
+/// One who reads a blob while it is made. It is dropped when the blob is given up.
+pub trait Onlooker: Send {
+    /// The file has this many of the blob's first bytes, and the blob is none that was made of known pieces alone.
+    fn see_grown(&mut self, n_bytes: u64);
+
+    /// The file has all of the blob.
+    fn see_complete(self: Box<Self>, digest: &Digest);
 }
 
 /// What came of a layer's tar.
@@ -47,20 +63,21 @@ pub struct LayerSink {
 }
 
 impl LayerSink {
-    /// Starts a layer.
+    /// Starts a layer, of which `onlookers` may read the compressed forms.
     ///
     /// # Errors
     /// [`super::TreeError::Store`]; [`super::TreeError::Stream`] for a level that a codec does not have.
-    pub fn new(store: &Store, options: &PackOptions) -> Result<Self> {
+    pub fn new(store: &Store, options: &PackOptions, onlookers: Option<&dyn Onlookers>) -> Result<Self> {
         let keeps_plain = options.keep_plain || options.codecs.contains(&Codec::Plain);
         let plain: Box<dyn BlobSink> = match keeps_plain {
-            true => Box::new(StoreSink(store.blob_writer()?)),
+            true => Box::new(StoreSink::new(store, None)?),
             false => Box::new(DigestSink::discarding()),
         };
         let mut blobs: Vec<(PieceCodec, Box<dyn BlobSink>)> = Vec::new();
         for codec in options.codecs.iter().copied().filter_map(piece_codec) {
             if blobs.iter().all(|(other, _)| *other != codec) {
-                blobs.push((codec, Box::new(StoreSink(store.blob_writer()?))));
+                let onlookers = onlookers.map(|onlookers| (onlookers, store_codec(codec)));
+                blobs.push((codec, Box::new(StoreSink::new(store, onlookers)?)));
             }
         }
         let pieces = Arc::new(StorePieces(store.clone()));
@@ -152,15 +169,43 @@ fn remember_pieces(store: &Store, blob: &PackedBlob) -> Result<()> {
 }
 
 /// A blob of the store; the writer hashes as it writes.
-struct StoreSink(BlobWriter);
+struct StoreSink {
+    blob: BlobWriter,
+    onlooker: Option<Box<dyn Onlooker>>,
+    /// Whether it is a blob that was never made before, as far as can be known.
+    is_new: bool,
+}
+
+impl StoreSink {
+    fn new(store: &Store, onlookers: Option<(&dyn Onlookers, Codec)>) -> Result<Self> {
+        let blob = store.blob_writer()?;
+        let file = blob.growing_file();
+        let onlooker = onlookers.zip(file).and_then(|((onlookers, codec), (path, _))| onlookers.watch(codec, path));
+        Ok(Self { blob, onlooker, is_new: false })
+    }
+}
 
 impl BlobSink for StoreSink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.0.write(bytes).map_err(io::Error::other)
+        self.blob.write(bytes).map_err(io::Error::other)?;
+        if let (Some(onlooker), true, Some((_, n_bytes))) = (&mut self.onlooker, self.is_new, self.blob.growing_file())
+        {
+            onlooker.see_grown(n_bytes);
+        }
+        Ok(())
+    }
+
+    fn note_new(&mut self) {
+        self.is_new = true;
     }
 
     fn finish(self: Box<Self>) -> io::Result<Digest> {
-        self.0.commit(None).map_err(io::Error::other)
+        let Self { blob, onlooker, .. } = *self;
+        let digest = blob.commit(None).map_err(io::Error::other)?;
+        if let Some(onlooker) = onlooker {
+            onlooker.see_complete(&digest);
+        }
+        Ok(digest)
     }
 }
 

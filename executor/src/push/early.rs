@@ -1,4 +1,5 @@
-//! Blobs on their way to registries while the build still runs: each is sent as soon as it is final.
+//! Blobs on their way to registries while the build still runs: each is sent as soon as it is final, and its beginning while it
+//! is made (`ahead`).
 //!
 //! The push at the end finds them there, or joins those still on their way; what failed here is tried again there, and
 //! told there if it fails for good. Nothing has a name before that push, so a build that fails has pushed nothing that
@@ -11,6 +12,7 @@ use oci::registry::{Client, Notice, Pushed};
 use solver::{Chain, Outcome, Progress, Step, Stream};
 use tokio::task::JoinSet;
 
+use super::ahead::SendAhead;
 use super::{Blob, Pusher, by_repository, tell};
 use crate::packer::{Packer, Wanted};
 use crate::source::image::observer;
@@ -61,6 +63,7 @@ impl Early {
             Notice::Token { .. } => {}
             notice => observer(&told.step())(notice),
         }));
+        packer.let_watch(Arc::new(SendAhead::new(client.clone(), &list)));
         let sender = Sender { pusher, client, packer, targets: list, shown };
         Self { sender: Arc::new(sender), tasks: Mutex::default() }
     }

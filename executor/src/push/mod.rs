@@ -5,6 +5,7 @@
 //! that is killed has named nothing, and the next one goes on from where it was. Layers may go while the build still runs
 //! ([`EarlyTarget`]).
 
+mod ahead;
 mod early;
 mod parcel;
 

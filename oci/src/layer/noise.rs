@@ -77,7 +77,8 @@ fn meets_by_chance<'a>(bytes: impl IntoIterator<Item = &'a u8>) -> bool {
         counts[number % 2][usize::from(byte)] += 1;
     }
     let counts = counts[0].iter().zip(&counts[1]).map(|(a, b)| u64::from(a + b));
-    let (n_bytes, n_meetings) = counts.fold((0, 0), |(n, met), count| (n + count, met + count * count.saturating_sub(1)));
+    let (n_bytes, n_meetings) =
+        counts.fold((0, 0), |(n, met), count| (n + count, met + count * count.saturating_sub(1)));
     let by_chance = n_bytes * n_bytes.saturating_sub(1) / 256;
     n_meetings <= by_chance + by_chance / EXCESS_DIVISOR
 }
@@ -138,7 +139,10 @@ mod tests {
     }
 
     fn text(len: usize) -> Vec<u8> {
-        (0..).flat_map(|line: u64| format!("line {line} of a log, {}\n", line * 7919 % 1000).into_bytes()).take(len).collect()
+        (0..)
+            .flat_map(|line: u64| format!("line {line} of a log, {}\n", line * 7919 % 1000).into_bytes())
+            .take(len)
+            .collect()
     }
 
     fn shape(raw: &[u8]) -> Vec<(usize, bool)> {
@@ -177,7 +181,9 @@ mod tests {
         // Floating point numbers of one magnitude.
         let floats: Vec<u8> =
             random.iter().flat_map(|byte| (1.0 + f32::from(*byte) / 300.0 + 1e-4).to_le_bytes()).collect();
-        for (name, raw) in [("hex", hex), ("7 bits", seven_bits), ("twice", twice), ("sparse", sparse), ("floats", floats)] {
+        for (name, raw) in
+            [("hex", hex), ("7 bits", seven_bits), ("twice", twice), ("sparse", sparse), ("floats", floats)]
+        {
             assert_eq!(shape(&raw).iter().filter(|(_, is_noise)| *is_noise).count(), 0, "{name}");
         }
     }

@@ -33,6 +33,9 @@ pub trait BlobSink: Send {
     /// Appends bytes.
     fn write(&mut self, bytes: &[u8]) -> io::Result<()>;
 
+    /// The next bytes were made now: no blob that was packed from the same pieces before is the same.
+    fn note_new(&mut self) {}
+
     /// Ends the blob and returns the digest of all bytes. Dropping a sink instead abandons the blob.
     fn finish(self: Box<Self>) -> io::Result<Digest>;
 }
@@ -283,6 +286,9 @@ impl LayerStream {
     fn write_out(&mut self, piece: CompressedPiece) -> Result<(), StreamError> {
         self.in_flight_bytes -= piece.raw.bytes.len();
         for (blob, (bytes, was_known)) in self.blobs.iter_mut().zip(piece.forms) {
+            if !was_known {
+                blob.sink.note_new();
+            }
             blob.sink.write(&bytes).map_err(blob_error)?;
             let len_bytes = bytes.len() as u64;
             blob.pieces.push(PieceRef { raw: piece.digest, offset_bytes: blob.size_bytes, len_bytes, was_known });

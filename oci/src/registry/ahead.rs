@@ -92,11 +92,7 @@ impl Ahead {
     ///
     /// # Cancellation
     /// Dropping the future ends the upload; the push begins where it was, or anew.
-    pub fn sending(
-        &self,
-        bytes: BlobReader,
-        grown: watch::Receiver<u64>,
-    ) -> impl Future<Output = ()> + Send + 'static {
+    pub fn sending(&self, bytes: BlobReader, grown: watch::Receiver<u64>) -> impl Future<Output = ()> + Send + 'static {
         let (client, start) = (self.client.clone(), self.start.clone());
         async move { start.send(&client, bytes, grown).await }
     }

@@ -16,7 +16,7 @@ fn sample(n_files: u64) -> Vec<u8> {
 }
 
 fn pack(store: &Store, options: &PackOptions, tar: &[u8]) -> Packed {
-    let mut sink = LayerSink::new(store, options).expect("starts");
+    let mut sink = LayerSink::new(store, options, None).expect("starts");
     sink.write_all(tar).expect("takes");
     sink.finish().expect("packs")
 }

@@ -26,7 +26,12 @@ pub(super) fn blob(len: u32) -> (Bytes, Descriptor) {
     (bytes, blob)
 }
 
-pub(super) async fn push(client: &Client, host: &str, bytes: &Bytes, blob: &Descriptor) -> Result<Pushed, RegistryError> {
+pub(super) async fn push(
+    client: &Client,
+    host: &str,
+    bytes: &Bytes,
+    blob: &Descriptor,
+) -> Result<Pushed, RegistryError> {
     let open = || -> io::Result<BlobReader> { Ok(Box::new(io::Cursor::new(bytes.clone()))) };
     client.push_blob(&reference(host, "team/app"), blob, &open, &[], |_| ()).await
 }
