@@ -5,7 +5,8 @@
 //! files go the usual way, and so does every file where the file system has no other.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, BufRead, ErrorKind, Read, Write};
+use std::os::unix::fs::FileExt as _;
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
@@ -157,6 +158,17 @@ impl BulkReader {
         Self { file, chunk: Chunk::default(), n_taken: 0 }
     }
 
+    /// Reads `file`, which is being written, from its beginning. Whoever reads asks for no more than a [`BulkFile`] says is there.
+    pub fn of_growing(file: File) -> Self {
+        let _ = set_direct(&file, true);
+        Self { file, chunk: Chunk::default(), n_taken: 0 }
+    }
+
+    /// What has been read and not been taken.
+    pub fn buffered(&self) -> &[u8] {
+        &self.chunk.bytes()[self.n_taken..]
+    }
+
     fn fill(&mut self) -> io::Result<()> {
         self.chunk.make_room();
         let (start, end) = (self.chunk.start, self.chunk.start + CHUNK_BYTES);
@@ -178,15 +190,55 @@ impl BulkReader {
 
 impl Read for BulkReader {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let left = self.fill_buf()?;
+        let n_bytes = left.len().min(into.len());
+        into[..n_bytes].copy_from_slice(&left[..n_bytes]);
+        self.consume(n_bytes);
+        Ok(n_bytes)
+    }
+}
+
+impl BufRead for BulkReader {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.n_taken == self.chunk.len {
             self.fill()?;
         }
-        let left = &self.chunk.bytes()[self.n_taken..];
-        let n_bytes = left.len().min(into.len());
-        into[..n_bytes].copy_from_slice(&left[..n_bytes]);
-        self.n_taken += n_bytes;
-        Ok(n_bytes)
+        Ok(self.buffered())
     }
+
+    fn consume(&mut self, n_bytes: usize) {
+        self.n_taken = (self.n_taken + n_bytes).min(self.chunk.len);
+    }
+}
+
+/// Reads a part of a long file that nobody is going to need again soon, past the page cache where that can be.
+///
+/// # Errors
+/// Those of reading; the file ends before the part does.
+pub fn read_part(file: &File, first_byte: u64, len: usize) -> io::Result<Vec<u8>> {
+    let skipped = (first_byte % ALIGN_BYTES as u64) as usize;
+    if len < SHORT_BYTES || set_direct(file, true).is_err() {
+        let mut bytes = vec![0; len];
+        return file.read_exact_at(&mut bytes, first_byte).map(|()| bytes);
+    }
+    let mut memory = vec![0; (skipped + len).next_multiple_of(ALIGN_BYTES) + ALIGN_BYTES];
+    let start = memory.as_ptr().align_offset(ALIGN_BYTES).min(ALIGN_BYTES);
+    let end = memory.len() - ALIGN_BYTES + start;
+    let (wanted, mut n_read) = (skipped + len, 0);
+    while n_read < wanted {
+        let at = first_byte - skipped as u64 + n_read as u64;
+        match file.read_at(&mut memory[start + n_read..end], at) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(n_bytes) => n_read += n_bytes,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            // The file system wants another alignment, or has given less than was asked for.
+            Err(error) if error.kind() == ErrorKind::InvalidInput => set_direct(file, false)?,
+            Err(error) => return Err(error),
+        }
+    }
+    memory.truncate(start + wanted);
+    memory.drain(..start + skipped);
+    Ok(memory)
 }
 
 /// Lets reads and writes pass by the page cache, or not.
@@ -244,6 +296,21 @@ mod tests {
                 assert!(read == bytes, "{len} bytes in pieces of {piece}");
             }
         }
+    }
+
+    #[test]
+    fn parts_are_read_from_anywhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, bytes) = (dir.path().join("file"), pattern(3 * CHUNK_BYTES + 7));
+        std::fs::write(&path, &bytes).unwrap();
+        for first_byte in [0, 1, ALIGN_BYTES, CHUNK_BYTES + 5] {
+            for len in [0, 1, SHORT_BYTES, SHORT_BYTES + ALIGN_BYTES, CHUNK_BYTES + 1, bytes.len() - first_byte] {
+                let part = read_part(&File::open(&path).unwrap(), first_byte as u64, len).unwrap();
+                assert!(part == bytes[first_byte..first_byte + len], "{len} bytes from {first_byte} on");
+            }
+        }
+        let error = read_part(&File::open(&path).unwrap(), 1 << 20, bytes.len()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
     }
 
     #[test]

@@ -48,7 +48,7 @@ mod variants;
 
 pub use blobs::BlobWriter;
 pub use builds::BuildName;
-pub use bulk::{BulkFile, BulkReader};
+pub use bulk::{BulkFile, BulkReader, read_part};
 pub use cap::{Exceeded, SpaceLimits, SpaceWatch};
 pub use check::{CheckMode, CheckOptions, CheckPart, CheckReport, Finding, Problem, TreeDigest};
 pub use context_index::{ContextEntry, ContextIndex, StatKey};

@@ -16,8 +16,8 @@ use solver::plan::IgnoreFile;
 use solver::plan::patterns::Patterns;
 use solver::traits::Selection;
 use solver::{
-    Chain, Device, Executor, FileOp, FoundDevice, Graph, ImageOp, Input, Notes, OciLayout, Op, OpError, Progress,
-    ResolvedImage, Resolver, ResultRef, SolveContext, Step, TargetUse, Work, solve,
+    Chain, CopySelection, Device, Executor, FileAction, FileOp, FoundDevice, Graph, ImageOp, Input, Notes, OciLayout,
+    Op, OpError, Progress, ResolvedImage, Resolver, ResultRef, SolveContext, Step, TargetUse, Work, solve,
 };
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -81,6 +81,8 @@ struct Inner {
     scratch: TempDir,
     /// The steps of [`Engine::fetch`].
     shown: Mutex<HashSet<String>>,
+    /// What is copied and has content that the store had not seen before.
+    unseen: Mutex<HashSet<CopySelection>>,
     /// Nothing that this build touches is collected while the engine lives.
     _lease: Lease,
 }
@@ -105,10 +107,8 @@ impl Engine {
             (name.clone(), Opened { offered: offered.clone(), context: OnceLock::new() })
         };
         let contexts = parts.contexts.iter().map(open).collect();
-        let shown = Mutex::default();
-        Ok(Self {
-            inner: Arc::new(Inner { parts, packer, early: OnceLock::new(), contexts, scratch, shown, _lease: lease }),
-        })
+        let (early, shown, unseen) = (OnceLock::new(), Mutex::default(), Mutex::default());
+        Ok(Self { inner: Arc::new(Inner { parts, packer, early, contexts, scratch, shown, unseen, _lease: lease }) })
     }
 
     /// Brings images to registries.
@@ -271,11 +271,14 @@ impl Engine {
     fn digest_listed(&self, source: &Source, selection: &Selection<'_>) -> Result<ContentDigest, OpError> {
         let digested = context::digest::digested(source, selection)?;
         let store = &self.inner.parts.store;
-        if !store.has_file_list(&digested.digest)
-            && let Err(error) = store.put_file_list(&digested.digest, &digested.file_list())
-        {
-            // Explanations are poorer for it, and nothing else.
-            tracing::debug!(%error, "the list of the files of a copy is not kept");
+        if !store.has_file_list(&digested.digest) {
+            if let Selection::Copy(copy) = selection {
+                self.inner.unseen.lock().unwrap_or_else(PoisonError::into_inner).insert((*copy).clone());
+            }
+            if let Err(error) = store.put_file_list(&digested.digest, &digested.file_list()) {
+                // Explanations are poorer for it, and nothing else.
+                tracing::debug!(%error, "the list of the files of a copy is not kept");
+            }
         }
         Ok(digested.digest)
     }
@@ -388,7 +391,11 @@ impl Engine {
         codecs.retain(|codec| !matches!(codec, Codec::Estargz { .. }));
         let keep_plain = codecs.is_empty() || codecs.contains(&Codec::Plain);
         codecs.retain(|codec| *codec != Codec::Plain);
-        let sink = LayerSink::new(store, &PackOptions { keep_plain, codecs }, self.inner.packer.onlookers())?;
+        let is_new = {
+            let unseen = self.inner.unseen.lock().unwrap_or_else(PoisonError::into_inner);
+            op.actions.iter().any(|action| matches!(action, FileAction::Copy(copy) if unseen.contains(&copy.selection)))
+        };
+        let sink = LayerSink::new(store, &PackOptions { keep_plain, codecs, is_new }, self.inner.packer.onlookers())?;
         let mut tar = TarWriter::new(sink);
         let outcome = files::perform_file_op(op, setting, Form::Tar(&mut tar))?;
         let sink = tar.finish().map_err(|error| OpError::environment(format!("cannot write a layer: {error}")))?;

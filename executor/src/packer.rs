@@ -381,7 +381,7 @@ fn write_into(
     let store = &inner.store;
     let codecs = if wanted.codec == Codec::Plain { Vec::new() } else { vec![wanted.codec] };
     let fault = |error: crate::layer::TreeError| OpError::environment(format!("cannot pack a layer: {error}"));
-    let options = PackOptions { keep_plain: wanted.codec == Codec::Plain && wanted.store_plain, codecs };
+    let options = PackOptions { keep_plain: wanted.codec == Codec::Plain && wanted.store_plain, codecs, is_new: false };
     let onlookers = inner.onlookers.get().map(Arc::as_ref);
     let sink = LayerSink::new(store, &options, onlookers).map_err(fault)?;
     let cannot = |error: LayerError| {

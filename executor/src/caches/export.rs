@@ -19,6 +19,7 @@ use super::breaker::Breaker;
 use super::import::{Coming, Foreword, Source, answer};
 use super::{CacheTarget, Scope, Shared, lock};
 use crate::packer::{PackedLayer, Wanted};
+use crate::push::open_blob;
 
 /// Results that are looked at or sent at once. The client of a registry limits what goes to one host.
 const AT_ONCE: usize = 8;
@@ -161,7 +162,7 @@ impl Target {
         };
         let open = || -> io::Result<BlobReader> {
             let path = shared.store.blob_path(&blob.digest).ok_or(io::ErrorKind::NotFound)?;
-            Ok(Box::new(tokio::fs::File::from_std(std::fs::File::open(path)?)))
+            open_blob(&path)
         };
         let others = async || {
             let known = shared.store.find_remotes(diff_id).unwrap_or_default();

@@ -2,11 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use cache::{BlobWriter, Codec, PieceLocation, Store};
+use cache::{BlobWriter, Codec, PieceLocation, Store, read_part};
 use oci::layer::{BlobSink, DigestSink, LayerStream, PackedBlob, PieceCodec, PieceSource, StreamOptions};
 use oci::{Descriptor, DiffId, Digest, media_type};
 
@@ -20,6 +19,8 @@ pub struct PackOptions {
     /// Store these compressed forms. [`Codec::Plain`] means the same as `keep_plain`; [`Codec::Estargz`] is none that comes of
     /// the bytes alone ([`super::estargz`]), and is not made here.
     pub codecs: Vec<Codec>,
+    /// Nothing with this content was packed before: onlookers need not wait for a piece that is not known.
+    pub is_new: bool,
 }
 
 /// Those who want to read blobs of layers while they are made.
@@ -30,7 +31,7 @@ pub trait Onlookers: Send + Sync {
 
 /// One who reads a blob while it is made. It is dropped when the blob is given up.
 pub trait Onlooker: Send {
-    /// The file has this many of the blob's first bytes, and the blob is none that was made of known pieces alone.
+    /// The file has this many of the blob's first bytes, and the blob is one that was not made before.
     fn see_grown(&mut self, n_bytes: u64);
 
     /// The file has all of the blob.
@@ -77,7 +78,8 @@ impl LayerSink {
         for codec in options.codecs.iter().copied().filter_map(piece_codec) {
             if blobs.iter().all(|(other, _)| *other != codec) {
                 let onlookers = onlookers.map(|onlookers| (onlookers, store_codec(codec)));
-                blobs.push((codec, Box::new(StoreSink::new(store, onlookers)?)));
+                blobs
+                    .push((codec, Box::new(StoreSink { is_new: options.is_new, ..StoreSink::new(store, onlookers)? })));
             }
         }
         let pieces = Arc::new(StorePieces(store.clone()));
@@ -217,9 +219,7 @@ impl PieceSource for StorePieces {
     fn find(&self, codec: PieceCodec, raw: &[u8; 32]) -> Option<Vec<u8>> {
         let location = self.0.find_pieces(std::slice::from_ref(raw), store_codec(codec)).ok()?.pop()??;
         let blob = File::open(self.0.blob_path(&location.blob)?).ok()?;
-        let mut bytes = vec![0; usize::try_from(location.len_bytes).ok()?];
-        blob.read_exact_at(&mut bytes, location.offset_bytes).ok()?;
-        Some(bytes)
+        read_part(&blob, location.offset_bytes, usize::try_from(location.len_bytes).ok()?).ok()
     }
 }
 

@@ -4,7 +4,6 @@
 //! piece is not sent ahead: the registry may well have it. Where it has one that was made anew, what was sent in vain is no
 //! more than the network took while the layer was made.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -15,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::reader;
 use crate::layer::{Onlooker, Onlookers};
 use crate::packer::Wanted;
 
@@ -54,9 +54,9 @@ impl Onlookers for SendAhead {
     fn watch(&self, codec: Codec, path: &Path) -> Option<Box<dyn Onlooker>> {
         let (n_bytes, mut to) = (watch::Sender::new(0), Vec::new());
         for (_, repository) in self.targets.iter().filter(|(wanted, _)| *wanted == codec) {
-            let file = tokio::fs::File::from_std(File::open(path).ok()?);
+            let bytes = reader::open_growing(path).ok()?;
             let ahead = self.client.ahead(repository);
-            let sending = ahead.sending(Box::new(file), n_bytes.subscribe());
+            let sending = ahead.sending(bytes, n_bytes.subscribe());
             self.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn_on(sending, &self.runtime);
             to.push(ahead);
         }

@@ -8,6 +8,7 @@
 mod ahead;
 mod early;
 mod parcel;
+mod reader;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -26,6 +27,7 @@ use crate::source::image::{ImageSource, observer};
 pub(crate) use early::Early;
 pub use early::EarlyTarget;
 pub use parcel::{Blob, Document, Parcel};
+pub(crate) use reader::open as open_blob;
 
 /// Progress is reported once in so many bytes.
 const PROGRESS_BYTES: u64 = 512 << 10;
@@ -133,7 +135,7 @@ impl Pusher {
     ) -> Result<Pushed, RegistryError> {
         let open = || -> io::Result<BlobReader> {
             let path = self.store.blob_path(&blob.digest).ok_or(io::ErrorKind::NotFound)?;
-            Ok(Box::new(tokio::fs::File::from_std(std::fs::File::open(path)?)))
+            reader::open(&path)
         };
         let mut reported = 0;
         let progress = |sent_bytes: u64| {

@@ -13,6 +13,7 @@ mod decompress;
 mod entry;
 mod error;
 mod estargz;
+mod feed;
 mod noise;
 mod ordered;
 mod path;

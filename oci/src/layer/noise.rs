@@ -18,12 +18,12 @@ const SAMPLE_BYTES: usize = 64;
 /// entropy in a byte: its best Huffman code saves less than a hundredth.
 const EXCESS_DIVISOR: u64 = 20;
 
-/// Repeats are looked for at places that the bytes there choose, one in sixteen.
-const PLACE_BITS: u32 = 4;
+/// Of so many places, one that repeats the place before is worth compressing.
+const PLACES_PER_REPEAT: u32 = 64;
+/// With fewer places in a span, nothing can be told.
+const MIN_PLACES: u32 = 32;
 /// Log2 of the number of places that are remembered.
 const TABLE_BITS: u32 = 12;
-/// With one place of so many repeated, a repeat is worth compressing.
-const PLACES_PER_REPEAT: u32 = 64;
 
 /// A part of a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,35 +83,33 @@ fn meets_by_chance<'a>(bytes: impl IntoIterator<Item = &'a u8>) -> bool {
     n_meetings <= by_chance + by_chance / EXCESS_DIVISOR
 }
 
-/// Places of a piece, by the eight bytes that are there.
+/// Places of a piece with the same byte, which is as good as chance, by the eight bytes that begin there.
 #[derive(Default)]
 struct Repeats {
+    /// The byte: the first one of the first span.
+    mark: Option<u8>,
     /// The last place with such bytes, plus one.
     places: Vec<u32>,
 }
 
 impl Repeats {
-    /// Whether a span of `raw` repeats what is in it or in those before it that were looked at.
+    /// Whether a span of `raw` repeats what is in it or in those before it that were looked at, or nobody can tell.
     fn are_in(&mut self, raw: &[u8], span: std::ops::Range<usize>) -> bool {
         /// 2^64 divided by the golden ratio.
         const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
-        if self.places.is_empty() {
-            self.places = vec![0; 1 << TABLE_BITS];
-        }
+        let mark = *self.mark.get_or_insert(raw[span.start]);
+        self.places.resize(1 << TABLE_BITS, 0);
         let (mut n_places, mut n_repeats) = (0, 0);
-        for (offset, window) in raw[span.clone()].windows(8).enumerate() {
-            let bytes = word(window);
-            let hash = bytes.wrapping_mul(SPREAD);
-            if hash >> (64 - PLACE_BITS) != 0 {
-                continue;
-            }
-            let slot = &mut self.places[(hash >> (64 - PLACE_BITS - TABLE_BITS)) as usize];
+        for offset in memchr::memchr_iter(mark, &raw[span.start..span.end - 7]) {
+            let place = span.start + offset;
+            let bytes = word(&raw[place..]);
+            let slot = &mut self.places[(bytes.wrapping_mul(SPREAD) >> (64 - TABLE_BITS)) as usize];
             let before = (*slot as usize).checked_sub(1);
             n_places += 1;
             n_repeats += u32::from(before.is_some_and(|before| word(&raw[before..]) == bytes));
-            *slot = (span.start + offset + 1) as u32;
+            *slot = (place + 1) as u32;
         }
-        n_repeats * PLACES_PER_REPEAT > n_places
+        n_places < MIN_PLACES || n_repeats * PLACES_PER_REPEAT > n_places
     }
 }
 

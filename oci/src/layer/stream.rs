@@ -2,18 +2,17 @@
 //!
 //! ```text
 //! caller ─ write ─► cut into pieces ─┬─► plain sink (own thread): SHA-256, perhaps the tar itself
-//!                                    └─► rayon: BLAKE3, known piece? else compress ─► in order ─► blob sinks (caller)
+//!                                    └─► rayon: BLAKE3, known piece? else compress ─► in order ─► blob sinks (own threads)
 //! ```
 //! A layer of one piece is done on the caller's thread; nothing is started for it. What is in flight is bounded by
 //! [`IN_FLIGHT_BYTES_PER_THREAD`], so that a layer of any size passes through a few dozen MiB.
 
 use std::io::{self, Write};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 
 use super::chunker::{Chunker, MAX_PIECE_BYTES, NORMAL_PIECE_BYTES};
 use super::codec::{CodecError, Compressors, PieceCodec};
+use super::feed::{Feed, Item};
 use super::ordered::Ordered;
 use crate::digest::{DiffId, Digest, Sha256};
 
@@ -21,8 +20,6 @@ use crate::digest::{DiffId, Digest, Sha256};
 ///
 /// Each of them may have a compressed twin of nearly its size, so two workers hold at most about 28 MiB.
 const IN_FLIGHT_BYTES_PER_THREAD: usize = 6 * 1024 * 1024;
-/// Pieces that may wait for the plain sink; most of them are in flight for compression as well.
-const PLAIN_QUEUE_PIECES: usize = 2;
 /// Without codecs nobody needs pieces: the plain sink gets steps of this size.
 const PLAIN_STEP_BYTES: usize = 512 * 1024;
 /// Room of a fresh piece; rare longer ones grow to the maximum at once.
@@ -128,7 +125,7 @@ pub struct LayerStream {
     chunker: Option<Chunker>,
     piece: Vec<u8>,
     tar_bytes: u64,
-    plain: PlainFeed,
+    plain: Feed<Arc<RawPiece>>,
     blobs: Vec<BlobState>,
     shared: Arc<Shared>,
     in_flight: Ordered<Result<CompressedPiece, CodecError>>,
@@ -137,7 +134,7 @@ pub struct LayerStream {
 }
 
 struct BlobState {
-    sink: Box<dyn BlobSink>,
+    feed: Feed<Form>,
     size_bytes: u64,
     pieces: Vec<PieceRef>,
 }
@@ -163,8 +160,29 @@ struct CompressedPiece {
     /// Kept so that the raw bytes count as in flight until the compressed ones are written.
     raw: Arc<RawPiece>,
     digest: [u8; 32],
-    /// Compressed bytes and whether they were known, in the order of the codecs.
-    forms: Vec<(Vec<u8>, bool)>,
+    /// In the order of the codecs.
+    forms: Vec<Form>,
+}
+
+/// A piece in one codec.
+struct Form {
+    bytes: Vec<u8>,
+    was_known: bool,
+}
+
+impl Item for Arc<RawPiece> {
+    fn write_to(&self, sink: &mut dyn BlobSink) -> io::Result<()> {
+        sink.write(&self.bytes)
+    }
+}
+
+impl Item for Form {
+    fn write_to(&self, sink: &mut dyn BlobSink) -> io::Result<()> {
+        if !self.was_known {
+            sink.note_new();
+        }
+        sink.write(&self.bytes)
+    }
 }
 
 impl LayerStream {
@@ -177,13 +195,13 @@ impl LayerStream {
         let mut blobs = Vec::with_capacity(options.blobs.len());
         for (codec, sink) in options.blobs {
             compressors.push(Compressors::new(codec)?);
-            blobs.push(BlobState { sink, size_bytes: 0, pieces: Vec::new() });
+            blobs.push(BlobState { feed: Feed::new("compressed blob", sink), size_bytes: 0, pieces: Vec::new() });
         }
         Ok(Self {
             chunker: (!blobs.is_empty()).then(Chunker::new),
             piece: Vec::new(),
             tar_bytes: 0,
-            plain: PlainFeed::Inline(options.plain),
+            plain: Feed::new("tar", options.plain),
             blobs,
             shared: Arc::new(Shared { compressors, known: options.pieces, spares: Arc::default() }),
             in_flight: Ordered::new(),
@@ -221,8 +239,8 @@ impl LayerStream {
         let diff_id = DiffId::of_uncompressed(self.plain.finish()?);
         let mut blobs = Vec::with_capacity(self.blobs.len());
         for (state, compressors) in self.blobs.into_iter().zip(&self.shared.compressors) {
-            let digest = state.sink.finish().map_err(blob_error)?;
-            let (size_bytes, pieces) = (state.size_bytes, state.pieces);
+            let BlobState { mut feed, size_bytes, pieces } = state;
+            let digest = feed.finish()?;
             blobs.push(PackedBlob { codec: compressors.codec(), digest, size_bytes, pieces });
         }
         Ok(PackedStream { diff_id, tar_bytes: self.tar_bytes, blobs })
@@ -274,27 +292,33 @@ impl LayerStream {
     fn finish_inline(&mut self) -> Result<(), StreamError> {
         let bytes = std::mem::take(&mut self.piece);
         let raw = Arc::new(RawPiece { bytes, spares: Arc::clone(&self.shared.spares) });
-        self.plain.write_inline(&raw.bytes)?;
+        self.plain.write_inline(&raw)?;
         if self.blobs.is_empty() {
             return Ok(());
         }
-        self.in_flight_bytes += raw.bytes.len();
-        let done = self.shared.compress(raw)?;
-        self.write_out(done)
+        let CompressedPiece { digest, forms, .. } = self.shared.compress(raw)?;
+        for (blob, form) in self.blobs.iter_mut().zip(forms) {
+            blob.note(digest, &form);
+            blob.feed.write_inline(&form)?;
+        }
+        Ok(())
     }
 
     fn write_out(&mut self, piece: CompressedPiece) -> Result<(), StreamError> {
         self.in_flight_bytes -= piece.raw.bytes.len();
-        for (blob, (bytes, was_known)) in self.blobs.iter_mut().zip(piece.forms) {
-            if !was_known {
-                blob.sink.note_new();
-            }
-            blob.sink.write(&bytes).map_err(blob_error)?;
-            let len_bytes = bytes.len() as u64;
-            blob.pieces.push(PieceRef { raw: piece.digest, offset_bytes: blob.size_bytes, len_bytes, was_known });
-            blob.size_bytes += len_bytes;
+        for (blob, form) in self.blobs.iter_mut().zip(piece.forms) {
+            blob.note(piece.digest, &form);
+            blob.feed.send(form)?;
         }
         Ok(())
+    }
+}
+
+impl BlobState {
+    fn note(&mut self, raw: [u8; 32], form: &Form) {
+        let len_bytes = form.bytes.len() as u64;
+        self.pieces.push(PieceRef { raw, offset_bytes: self.size_bytes, len_bytes, was_known: form.was_known });
+        self.size_bytes += len_bytes;
     }
 }
 
@@ -321,8 +345,8 @@ impl Shared {
             let codec = compressors.codec();
             let known = self.known.find(codec, &digest).filter(|bytes| codec.is_plausible(bytes, &raw.bytes));
             forms.push(match known {
-                Some(bytes) => (bytes, true),
-                None => (compressors.compress(&raw.bytes)?, false),
+                Some(bytes) => Form { bytes, was_known: true },
+                None => Form { bytes: compressors.compress(&raw.bytes)?, was_known: false },
             });
         }
         Ok(CompressedPiece { raw, digest, forms })
@@ -345,107 +369,6 @@ impl Drop for RawPiece {
             self.spares.0.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
         }
     }
-}
-
-/// The plain sink: with the caller until there is a second piece, on its own thread from then on.
-enum PlainFeed {
-    Inline(Box<dyn BlobSink>),
-    Threaded(PlainThread),
-    /// Between states, and after a failure.
-    Gone,
-}
-
-struct PlainThread {
-    /// `None` once the end has been announced.
-    queue: Option<SyncSender<Arc<RawPiece>>>,
-    thread: Option<JoinHandle<io::Result<Box<dyn BlobSink>>>>,
-}
-
-impl PlainFeed {
-    fn is_inline(&self) -> bool {
-        matches!(self, Self::Inline(_))
-    }
-
-    fn write_inline(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
-        match self {
-            Self::Inline(sink) => sink.write(bytes).map_err(plain_error),
-            Self::Threaded(_) | Self::Gone => Ok(()),
-        }
-    }
-
-    fn send(&mut self, piece: Arc<RawPiece>) -> Result<(), StreamError> {
-        if self.is_inline()
-            && let Self::Inline(sink) = std::mem::replace(self, Self::Gone)
-        {
-            *self = Self::Threaded(PlainThread::start(sink)?);
-        }
-        match self {
-            Self::Threaded(thread) => thread.send(piece),
-            Self::Inline(_) | Self::Gone => Ok(()),
-        }
-    }
-
-    fn finish(&mut self) -> Result<Digest, StreamError> {
-        let sink = match std::mem::replace(self, Self::Gone) {
-            Self::Inline(sink) => sink,
-            Self::Threaded(mut thread) => thread.join()?,
-            Self::Gone => return Err(plain_error(io::Error::other("the stream has failed before"))),
-        };
-        sink.finish().map_err(plain_error)
-    }
-}
-
-impl PlainThread {
-    fn start(sink: Box<dyn BlobSink>) -> Result<Self, StreamError> {
-        let (queue, pieces) = sync_channel(PLAIN_QUEUE_PIECES);
-        let thread = std::thread::Builder::new()
-            .name("layer-digest".to_owned())
-            .spawn(move || write_pieces(sink, &pieces))
-            .map_err(plain_error)?;
-        Ok(Self { queue: Some(queue), thread: Some(thread) })
-    }
-
-    fn send(&mut self, piece: Arc<RawPiece>) -> Result<(), StreamError> {
-        if self.queue.as_ref().is_some_and(|queue| queue.send(piece).is_ok()) {
-            return Ok(());
-        }
-        // The thread has left: its result says why.
-        self.join().map(drop)
-    }
-
-    fn join(&mut self) -> Result<Box<dyn BlobSink>, StreamError> {
-        self.queue = None;
-        let gone = || plain_error(io::Error::other("the stream has failed before"));
-        match self.thread.take().ok_or_else(gone)?.join() {
-            Ok(outcome) => outcome.map_err(plain_error),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    }
-}
-
-impl Drop for PlainThread {
-    fn drop(&mut self) {
-        self.queue = None;
-        if let Some(thread) = self.thread.take() {
-            // An abandoned stream: whatever the thread has to say, nobody asks any more.
-            let _ = thread.join();
-        }
-    }
-}
-
-fn write_pieces(mut sink: Box<dyn BlobSink>, pieces: &Receiver<Arc<RawPiece>>) -> io::Result<Box<dyn BlobSink>> {
-    for piece in pieces {
-        sink.write(&piece.bytes)?;
-    }
-    Ok(sink)
-}
-
-fn plain_error(source: io::Error) -> StreamError {
-    StreamError::Sink { blob: "tar", source }
-}
-
-fn blob_error(source: io::Error) -> StreamError {
-    StreamError::Sink { blob: "compressed blob", source }
 }
 
 impl<W: Write> DigestSink<W> {

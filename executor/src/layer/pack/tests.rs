@@ -29,7 +29,7 @@ fn blobs_land_in_the_store() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).expect("a store");
     let tar = sample(300);
-    let options = PackOptions { keep_plain: false, codecs: vec![GZIP, Codec::Plain, ZSTD, GZIP] };
+    let options = PackOptions { codecs: vec![GZIP, Codec::Plain, ZSTD, GZIP], ..PackOptions::default() };
     let packed = pack(&store, &options, &tar);
     assert_eq!((packed.diff_id.digest(), packed.tar_bytes), (&Digest::of(&tar), tar.len() as u64));
     assert_eq!(packed.blobs.iter().map(|(codec, _)| *codec).collect::<Vec<_>>(), options.codecs);
@@ -58,7 +58,7 @@ fn without_wishes_only_the_diff_id_is_made() {
 fn pieces_are_compressed_once() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).expect("a store");
-    let options = PackOptions { keep_plain: false, codecs: vec![GZIP] };
+    let options = PackOptions { codecs: vec![GZIP], ..PackOptions::default() };
     let mut tar = sample(800);
     let first = pack(&store, &options, &tar);
     assert_eq!(first.n_known_pieces, 0);
