@@ -227,9 +227,11 @@ impl Engine {
         self.inner.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// A root without the contents of its files, if some layer of it is better left where it is.
-    async fn outline(&self, chain: &Chain, step: &Step) -> Result<Option<RootView>, OpError> {
-        match self.inner.parts.images.outlines(chain, step, &self.inner.parts.cancel).await? {
+    /// What an operation may look at in the root that it is performed on, without the contents of files, if some layer of it is better left
+    /// where it is.
+    async fn outline(&self, chain: &Chain, op: &FileOp, step: &Step) -> Result<Option<RootView>, OpError> {
+        let dests: Vec<&str> = op.actions.iter().map(FileAction::dest).collect();
+        match self.inner.parts.images.outlines(chain, Some(&dests), step, &self.inner.parts.cancel).await? {
             Some(trees) => blocking(move || RootView::open(&trees).map_err(OpError::from)).await.map(Some),
             None => Ok(None),
         }
@@ -349,7 +351,7 @@ impl Engine {
         for (number, input) in work.inputs.iter().enumerate() {
             // What is written to is asked for its directories; what is copied from has to be here.
             let outline = match input {
-                ResultRef::Root(chain) if number == 0 => self.outline(chain, &work.step).await?,
+                ResultRef::Root(chain) if number == 0 => self.outline(chain, &op, &work.step).await?,
                 _ => None,
             };
             sources.push(match outline {

@@ -262,6 +262,17 @@ pub enum FileAction {
     WriteFile(WriteFileAction),
 }
 
+impl FileAction {
+    /// The absolute path at which it writes, or below which.
+    pub fn dest(&self) -> &str {
+        match self {
+            Self::Copy(copy) => &copy.dest,
+            Self::MakeDir(dir) => &dir.path,
+            Self::WriteFile(file) => &file.dest,
+        }
+    }
+}
+
 /// COPY or ADD of one source. Spec: `spec/dockerfile.md` §2.15–2.24.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CopyAction {

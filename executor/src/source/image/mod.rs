@@ -10,6 +10,7 @@ mod local_layout;
 mod lost;
 mod outlines;
 mod pace;
+mod reach;
 mod resolve;
 #[cfg(test)]
 mod tests;
@@ -24,10 +25,13 @@ use cache::{LayerId, Store, TreeDraft};
 use oci::registry::Client;
 use solver::{Chain, ImageOp, OpError, Step};
 
+pub(crate) use reach::leaves;
 pub(crate) use resolve::observer;
 
 use super::blocking;
 use crate::layer::UnpackOptions;
+use outlines::List;
+use reach::Reach;
 
 /// Whom to ask first what a reference names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -50,8 +54,10 @@ pub struct ImageSource {
     unpack: UnpackOptions,
     /// Trees that this process has seen; leases keep them while it runs.
     trees: Mutex<HashMap<LayerId, PathBuf>>,
-    /// Trees of layers that are not here; removed with this.
-    outlines: Mutex<HashMap<LayerId, TreeDraft>>,
+    /// Trees of layers that are not here, and what of them; removed with this.
+    outlines: Mutex<HashMap<(LayerId, Reach), TreeDraft>>,
+    /// What is in layers that are not here.
+    lists: Mutex<HashMap<LayerId, Arc<List>>>,
     /// For layers that can be made again: does not try for long.
     hasty: Client,
     /// Places that layers may be fetched from.
@@ -71,6 +77,7 @@ impl ImageSource {
             unpack,
             trees: Mutex::default(),
             outlines: Mutex::default(),
+            lists: Mutex::default(),
             caches: Mutex::default(),
             lost: lost::Lost::default(),
             turns: lost::Turns::default(),

@@ -5,13 +5,15 @@
 //! but its files are empty; it is made by the same code, from a tar with the list's entries, lives as long as the process, and
 //! is never in the store.
 //!
+//! Of a list, an outline has what the copy can reach: what is on the way to its destination, and below it.
+//!
 //! A list counts when it has the digest that the image's manifest says. Whatever goes wrong, the layer itself is fetched.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
-use cache::{LayerInfo, Store, TreeDraft};
+use cache::{LayerId, LayerInfo, Store, TreeDraft};
 use futures_util::future::try_join_all;
 use oci::layer::{FOOTER_BYTES, Listing, Place, TOC_DIGEST_ANNOTATION, toc_offset};
 use oci::{Descriptor, Digest, ImageRef};
@@ -20,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ImageSource;
 use super::fetch::tree_error;
+use super::reach::Reach;
 use crate::layer::{LowerView, NothingBelow, UnpackOptions, fix_up, unpack};
 use crate::source::blocking;
 use crate::view::Below;
@@ -33,91 +36,106 @@ const ACCOUNTS: [&str; 2] = ["etc/passwd", "etc/group"];
 /// Longer ones are none that anybody wrote.
 const MOST_ACCOUNT_BYTES: u64 = 1 << 20;
 
-/// A layer of which only a list is wanted.
+/// A layer that is not here and has a list.
 struct Listed {
+    id: LayerId,
     blob: Descriptor,
     toc_digest: Digest,
     repository: ImageRef,
 }
 
+/// What is in a layer, by its list.
+pub(super) struct List {
+    listing: Listing,
+    /// Of files that say who users are.
+    contents: BTreeMap<&'static str, Vec<u8>>,
+}
+
+/// What there is of a layer.
+enum Form<L> {
+    Tree(PathBuf),
+    List(L),
+}
+
 impl ImageSource {
-    /// Trees that show which directories, links and users `chain` has, base first; files of some may be empty. `None` when
-    /// layers have to be here for that.
+    /// Trees that show which directories, links and users `chain` has, base first; files of some may be empty. Of layers
+    /// that are elsewhere they have what can be reached by `paths`, which are absolute, and everything if there are none given. `None`
+    /// when layers have to be here for that.
     ///
     /// # Errors
     /// Those of the store.
     pub async fn outlines(
         &self,
         chain: &Chain,
+        paths: Option<&[&str]>,
         step: &Step,
         cancel: &CancellationToken,
     ) -> Result<Option<Vec<PathBuf>>, OpError> {
         let Some(layers) = self.with_lists(chain).await? else { return Ok(None) };
-        let wanted = layers.iter().flat_map(|layer| layer.as_ref().err());
-        let tars =
-            async { cancel.run_until_cancelled(try_join_all(wanted.map(|listed| self.outline_tar(listed)))).await };
-        let tars = match tars.await {
+        let lists = try_join_all(layers.iter().map(async |layer| match layer {
+            Form::Tree(tree) => Ok::<_, String>(Form::Tree(tree.clone())),
+            Form::List(listed) => Ok(Form::List((listed.id.clone(), self.list(listed, step).await?))),
+        }));
+        let lists: Vec<Form<(LayerId, Arc<List>)>> = match cancel.run_until_cancelled(lists).await {
             None => return Err(OpError::cancelled()),
-            Some(Ok(tars)) => tars,
-            Some(Err(reason)) => {
-                tracing::debug!(reason, "a layer is fetched whole");
-                return Ok(None);
-            }
+            Some(Ok(lists)) => lists,
+            Some(Err(reason)) => return whole(&reason),
         };
-        for listed in layers.iter().filter_map(|layer| layer.as_ref().err()) {
-            step.status(format!("list of {}", listed.blob.digest), 0, 0, true);
-        }
+        let made: HashMap<(LayerId, Reach), PathBuf> = {
+            let outlines = self.outlines.lock().unwrap_or_else(PoisonError::into_inner);
+            outlines.iter().map(|(key, draft)| (key.clone(), draft.tree())).collect()
+        };
+        let paths: Option<Vec<String>> = paths.map(|paths| paths.iter().map(|path| (*path).to_owned()).collect());
         let (store, options) = (self.store.clone(), self.unpack);
-        let made = blocking(move || unpack_all(&store, options, layers, tars));
-        let (trees, drafts) = match made.await {
+        let unpacked = blocking(move || {
+            let reach = reach_of(paths.as_deref(), &lists);
+            let (trees, drafts) = unpack_all(&store, options, &lists, &reach, &made)?;
+            Ok::<_, OpError>((reach, trees, drafts))
+        });
+        let (reach, trees, drafts) = match unpacked.await {
             Ok(made) => made,
             // What a list says may be nonsense that the layer itself is not.
-            Err(error) => {
-                tracing::debug!(error = %error.message, "a layer is fetched whole");
-                return Ok(None);
-            }
+            Err(error) => return whole(&error.message),
         };
         let mut outlines = self.outlines.lock().unwrap_or_else(PoisonError::into_inner);
-        for (layer, draft) in chain.layers().iter().zip(drafts) {
-            if let Some(draft) = draft {
-                outlines.entry(layer.id.clone()).or_insert(draft);
-            }
+        for (id, draft) in drafts {
+            outlines.entry((id, reach.clone())).or_insert(draft);
         }
         Ok(Some(trees))
     }
 
     /// For every layer its tree, or where its list is. `None` when some layer has neither, or all have trees.
-    async fn with_lists(&self, chain: &Chain) -> Result<Option<Vec<Result<PathBuf, Listed>>>, OpError> {
+    async fn with_lists(&self, chain: &Chain) -> Result<Option<Vec<Form<Listed>>>, OpError> {
         let (store, chain) = (self.store.clone(), chain.clone());
-        let made: BTreeMap<_, _> = {
-            let outlines = self.outlines.lock().unwrap_or_else(PoisonError::into_inner);
-            outlines.iter().map(|(id, draft)| (id.clone(), draft.tree())).collect()
-        };
         blocking(move || {
             let mut layers = Vec::with_capacity(chain.layers().len());
-            let mut is_incomplete = false;
             for layer in chain.layers() {
                 let info = crate::engine::known_layer(&store, layer)?;
-                if let Some(tree) = &info.tree {
-                    layers.push(Ok(tree.clone()));
-                    continue;
-                }
-                is_incomplete = true;
-                if let Some(tree) = made.get(&layer.id) {
-                    layers.push(Ok(tree.clone()));
-                } else if let Some(listed) = find_list(&store, &info)? {
-                    layers.push(Err(listed));
-                } else {
-                    return Ok(None);
-                }
+                layers.push(match (&info.tree, find_list(&store, &info)?) {
+                    (Some(tree), _) => Form::Tree(tree.clone()),
+                    (None, Some(listed)) => Form::List(listed),
+                    (None, None) => return Ok(None),
+                });
             }
+            let is_incomplete = layers.iter().any(|layer| matches!(layer, Form::List(_)));
             Ok(is_incomplete.then_some(layers))
         })
         .await
     }
 
-    /// A tar of everything that the list of a layer says.
-    async fn outline_tar(&self, listed: &Listed) -> Result<Vec<u8>, String> {
+    /// The list of a layer, which is fetched once.
+    async fn list(&self, listed: &Listed, step: &Step) -> Result<Arc<List>, String> {
+        let known = self.lists.lock().unwrap_or_else(PoisonError::into_inner).get(&listed.id).cloned();
+        if let Some(list) = known {
+            return Ok(list);
+        }
+        let list = Arc::new(self.fetch_list(listed).await?);
+        step.status(format!("list of {}", listed.blob.digest), 0, 0, true);
+        self.lists.lock().unwrap_or_else(PoisonError::into_inner).insert(listed.id.clone(), list.clone());
+        Ok(list)
+    }
+
+    async fn fetch_list(&self, listed: &Listed) -> Result<List, String> {
         let end = listed.blob.size_bytes.checked_sub(FOOTER_BYTES).ok_or("the layer is too short")?;
         let tail_at = listed.blob.size_bytes.saturating_sub(TAIL_BYTES);
         let tail = self.part(listed, tail_at, TAIL_BYTES).await?;
@@ -137,7 +155,7 @@ impl ImageSource {
                 contents.insert(path, self.content(listed, &place).await?);
             }
         }
-        listing.outline(&contents).map_err(|error| error.to_string())
+        Ok(List { listing, contents })
     }
 
     async fn content(&self, listed: &Listed, place: &Place) -> Result<Vec<u8>, String> {
@@ -154,32 +172,70 @@ impl ImageSource {
     }
 }
 
-/// Makes trees of the tars, each over those before it. Those that were made now come with their drafts.
+/// What can be reached by paths of a root, and what says who its users are.
+fn reach_of(paths: Option<&[String]>, layers: &[Form<(LayerId, Arc<List>)>]) -> Reach {
+    let Some(paths) = paths else { return Reach::everything() };
+    let mut reach = Reach::of(paths.iter().map(String::as_str).chain(ACCOUNTS));
+    // Each layer may have links that lead to those of others.
+    loop {
+        let before = reach.clone();
+        for layer in layers {
+            match layer {
+                Form::Tree(tree) => match reach.links_of(tree) {
+                    Some(links) => reach.follow(links.iter().map(|(link, target)| (link.as_str(), target.as_str()))),
+                    None => return Reach::everything(),
+                },
+                Form::List((_, list)) => reach.follow(list.listing.links()),
+            }
+        }
+        if reach == before {
+            return reach;
+        }
+    }
+}
+
+/// Trees that were made now, by their layers.
+type Drafts = Vec<(LayerId, TreeDraft)>;
+
+/// Makes trees of what lists say and is within reach, each over those before it.
 fn unpack_all(
     store: &Store,
     options: UnpackOptions,
-    layers: Vec<Result<PathBuf, Listed>>,
-    tars: Vec<Vec<u8>>,
-) -> Result<(Vec<PathBuf>, Vec<Option<TreeDraft>>), OpError> {
+    layers: &[Form<(LayerId, Arc<List>)>],
+    reach: &Reach,
+    made: &HashMap<(LayerId, Reach), PathBuf>,
+) -> Result<(Vec<PathBuf>, Drafts), OpError> {
     let mut trees: Vec<PathBuf> = Vec::with_capacity(layers.len());
-    let mut drafts = Vec::with_capacity(layers.len());
-    let mut tars = tars.into_iter();
+    let mut drafts: Drafts = Vec::new();
     for layer in layers {
-        if let Ok(tree) = layer {
-            trees.push(tree);
-            drafts.push(None);
+        let (id, list) = match layer {
+            Form::Tree(tree) => {
+                trees.push(tree.clone());
+                continue;
+            }
+            Form::List(list) => list,
+        };
+        if let Some(tree) = made.get(&(id.clone(), reach.clone())) {
+            trees.push(tree.clone());
             continue;
         }
+        let tar = list.listing.outline(&list.contents, &|path| reach.has(path));
+        let tar = tar.map_err(|error| OpError::environment(error.to_string()))?;
         let draft = store.new_tree()?;
-        let unpacked =
-            unpack(tars.next().unwrap_or_default().as_slice(), &draft.tree(), &options).map_err(tree_error)?;
+        let unpacked = unpack(tar.as_slice(), &draft.tree(), &options).map_err(tree_error)?;
         let below = Below::new(trees.clone());
         let lower: &dyn LowerView = if trees.is_empty() { &NothingBelow } else { &below };
         fix_up(&draft.tree(), lower, &unpacked).map_err(tree_error)?;
         trees.push(draft.tree());
-        drafts.push(Some(draft));
+        drafts.push((id.clone(), draft));
     }
     Ok((trees, drafts))
+}
+
+/// Nothing less than the layers will do.
+fn whole<T>(reason: &str) -> Result<Option<T>, OpError> {
+    tracing::debug!(reason, "layers are fetched whole");
+    Ok(None)
 }
 
 /// Where the list of a layer is, if the layer is not here and has one.
@@ -191,7 +247,7 @@ fn find_list(store: &Store, info: &LayerInfo) -> Result<Option<Listed>, OpError>
     for (blob, repository) in store.find_remotes(diff_id)? {
         let toc_digest = blob.annotations.get(TOC_DIGEST_ANNOTATION).and_then(|digest| digest.parse().ok());
         if let (Some(toc_digest), Ok(repository)) = (toc_digest, ImageRef::parse_normalized(&repository)) {
-            return Ok(Some(Listed { blob, toc_digest, repository }));
+            return Ok(Some(Listed { id: info.layer.id.clone(), blob, toc_digest, repository }));
         }
     }
     Ok(None)

@@ -325,7 +325,7 @@ mod tests {
         assert_eq!(place.read(&blob), None, "other bytes");
         assert_eq!((listing.place("d/big"), listing.place("d/empty"), listing.place("nothing")), (None, None, None));
 
-        let tar = listing.outline(&BTreeMap::from([("d/small", b"hello".to_vec())])).unwrap();
+        let tar = listing.outline(&BTreeMap::from([("d/small", b"hello".to_vec())]), &|_| true).unwrap();
         let mut entries = LayerReader::new(Cursor::new(tar), ReadLimits::default());
         let mut seen = Vec::new();
         while let Some(mut member) = entries.next_member().unwrap() {

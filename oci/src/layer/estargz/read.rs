@@ -1,5 +1,6 @@
 //! What an eStargz layer contains, by its list alone.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Read;
 
@@ -12,6 +13,9 @@ use crate::layer::{Entry, EntryKind, LayerError, LayerReader, ReadLimits, TarWri
 
 /// The longest list that is read: that of a million files.
 const MOST_TOC_BYTES: u64 = 256 << 20;
+
+/// What the name of a deletion begins with.
+const WHITEOUT_PREFIX: &str = ".wh.";
 
 /// Names of one file: file systems have a limit, ext4's is 65,000.
 const MOST_NAMES: usize = 30_000;
@@ -81,7 +85,7 @@ impl Listing {
 
     /// Where the content of the regular file `path` (relative) is; `None` if there is none, or one of several chunks.
     pub fn place(&self, path: &str) -> Option<Place> {
-        let is_it = |entry: &&TocEntry| entry.name.trim_start_matches("./").trim_start_matches('/') == path;
+        let is_it = |entry: &&TocEntry| clean(&entry.name) == path;
         let entry = self.entries.iter().rev().find(is_it).filter(|entry| entry.kind == "reg")?;
         if entry.size == 0 || (entry.chunk_size != 0 && entry.chunk_size < entry.size) {
             return None;
@@ -95,31 +99,51 @@ impl Listing {
         })
     }
 
-    /// A tar with all entries of the layer, in which files are empty but for those of `contents`, by their paths. The empty
-    /// ones are names of a few files: making thousands is most of what unpacking such a tar costs.
+    /// The symlinks of the layer: their paths, relative and clean, and what they say.
+    pub fn links(&self) -> impl Iterator<Item = (&str, &str)> + Clone {
+        let links = self.entries.iter().filter(|entry| entry.kind == "symlink");
+        links.map(|entry| (clean(&entry.name), entry.link_name.as_str()))
+    }
+
+    /// A tar with the entries of the layer that are at wanted paths, which are relative and clean, or delete what is there.
+    /// Files are empty but for those of `contents`, by their paths. The empty ones are names of a few files: making
+    /// thousands is most of what unpacking such a tar costs.
     ///
     /// # Errors
     /// An entry that no tar can hold.
-    pub fn outline(&self, contents: &BTreeMap<&str, Vec<u8>>) -> Result<Vec<u8>, ListingError> {
+    pub fn outline(
+        &self,
+        contents: &BTreeMap<&str, Vec<u8>>,
+        is_wanted: &dyn Fn(&str) -> bool,
+    ) -> Result<Vec<u8>, ListingError> {
         let mut tar = TarWriter::new(Vec::new());
         let (mut empty, mut n_names) = (None, 0);
         for listed in self.entries.iter().filter(|entry| entry.kind != "chunk") {
-            let path = listed.name.trim_start_matches("./").trim_matches('/');
+            let path = clean(&listed.name);
+            if !is_wanted(&shown(path)) {
+                continue;
+            }
             let content = contents.get(path).map_or(&[][..], Vec::as_slice);
             let (major, minor) = (low(listed.dev_major), low(listed.dev_minor));
             let target = listed.link_name.as_bytes();
             let kind = match listed.kind.as_str() {
-                // A deletion is no file.
-                "reg" if content.is_empty() && !is_whiteout(path) => match empty {
-                    Some(target) if n_names < MOST_NAMES => {
-                        n_names += 1;
-                        EntryKind::Hardlink { target }
+                // A deletion is no file. What a name belongs to may not be wanted.
+                "reg" | "hardlink"
+                    if content.is_empty()
+                        && !is_whiteout(path)
+                        && (listed.kind == "reg" || !is_wanted(clean(&listed.link_name))) =>
+                {
+                    match empty {
+                        Some(target) if n_names < MOST_NAMES => {
+                            n_names += 1;
+                            EntryKind::Hardlink { target }
+                        }
+                        _ => {
+                            (empty, n_names) = (Some(path.as_bytes()), 1);
+                            EntryKind::Regular { size_bytes: 0 }
+                        }
                     }
-                    _ => {
-                        (empty, n_names) = (Some(path.as_bytes()), 1);
-                        EntryKind::Regular { size_bytes: 0 }
-                    }
-                },
+                }
                 "reg" => EntryKind::Regular { size_bytes: content.len() as u64 },
                 "dir" => EntryKind::Directory,
                 "symlink" => EntryKind::Symlink { target },
@@ -176,7 +200,23 @@ impl Place {
 }
 
 fn is_whiteout(path: &str) -> bool {
-    path.rsplit('/').next().is_some_and(|name| name.starts_with(".wh."))
+    path.rsplit('/').next().is_some_and(|name| name.starts_with(WHITEOUT_PREFIX))
+}
+
+fn clean(name: &str) -> &str {
+    name.trim_start_matches("./").trim_matches('/')
+}
+
+/// The path that an entry is about: of a deletion, what it deletes.
+fn shown(path: &str) -> Cow<'_, str> {
+    let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+    match name.strip_prefix(WHITEOUT_PREFIX) {
+        None => Cow::Borrowed(path),
+        // Of the directory as a whole.
+        Some(name) if name.starts_with(WHITEOUT_PREFIX) => Cow::Borrowed(dir),
+        Some(name) if dir.is_empty() => Cow::Borrowed(name),
+        Some(name) => Cow::Owned(format!("{dir}/{name}")),
+    }
 }
 
 fn low(number: u64) -> u32 {
