@@ -25,18 +25,17 @@ fn a_copy_moves_no_byte_of_its_base() {
     space.write("base/big", "0123456789abcdef".repeat(200_000));
     let base = "FROM busybox\nRUN mkdir -p /etc /srv/real && echo app:x:1234:5678::/:/bin/sh >> /etc/passwd && \
                 chown 7:8 /srv/real && chmod 2750 /srv/real && ln -s real /srv/app && touch -d '2001-02-03 04:05:06' /srv/real\n\
-                COPY big /big\nRUN rm /bin/wget && mkdir /gone && rm -r /gone\n";
+                COPY big /big\nRUN rm /bin/wget && mkdir /gone && rm -r /gone\n\
+                RUN mkdir -p /usr && ln -s ../srv/app /usr/via && ln -s /usr/via/.. /odd && mkdir -m 700 -p /data/in && ln -s ../srv /data/out\n";
     space.write("base/Dockerfile", base);
     let pushed = format!("type=image,name={host}/base:1,push=true,compression=estargz");
     space.rbuild(["-q", "-o", &pushed, "base"]).success();
 
     space.write("app/file", "data\n");
-    space.write(
-        "app/Dockerfile",
-        format!(
-            "FROM {host}/base:1\nCOPY --chown=app file /srv/app/\nWORKDIR /srv/app\nCOPY file /bin/wget\nCMD [\"x\"]\n"
-        ),
-    );
+    space.write("app/tree/in/deep/file", "more\n");
+    let copies = "COPY --chown=app file /srv/app/\nWORKDIR /srv/app\nCOPY file /bin/wget\nCOPY file /usr/via/x/\n\
+                  COPY file /odd/y\nCOPY tree /data/\nCOPY file /data/out/real/z\nCOPY tree /\nWORKDIR /usr/via/in\n";
+    space.write("app/Dockerfile", format!("FROM {host}/base:1\n{copies}CMD [\"x\"]\n"));
     let build = |store: &str, name: &str| {
         let name = format!("{host}/{name}:1");
         let mut command = Command::new(crate::harness::rbuild_bin());
@@ -45,7 +44,8 @@ fn a_copy_moves_no_byte_of_its_base() {
             .arg("--store")
             .arg(space.path(store))
             .env("SOURCE_DATE_EPOCH", "1000000000");
-        succeed(command.args(["--progress=plain", "--push", "-t", &name, "app"]));
+        let output = format!("type=registry,name={name},rewrite-timestamp=true");
+        succeed(command.args(["--progress=plain", "-o", &output, "app"]));
         let raw = succeed(
             Command::new("skopeo").args(["inspect", "--raw", "--tls-verify=false"]).arg(format!("docker://{name}")),
         );

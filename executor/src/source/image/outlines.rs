@@ -9,7 +9,7 @@
 //!
 //! A list counts when it has the digest that the image's manifest says. Whatever goes wrong, the layer itself is fetched.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
@@ -38,7 +38,6 @@ const MOST_ACCOUNT_BYTES: u64 = 1 << 20;
 
 /// A layer that is not here and has a list.
 struct Listed {
-    id: LayerId,
     blob: Descriptor,
     toc_digest: Digest,
     repository: ImageRef,
@@ -74,7 +73,7 @@ impl ImageSource {
         let Some(layers) = self.with_lists(chain).await? else { return Ok(None) };
         let lists = try_join_all(layers.iter().map(async |layer| match layer {
             Form::Tree(tree) => Ok::<_, String>(Form::Tree(tree.clone())),
-            Form::List(listed) => Ok(Form::List((listed.id.clone(), self.list(listed, step).await?))),
+            Form::List((id, listed)) => Ok(Form::List((id.clone(), self.list(id, listed.as_ref(), step).await?))),
         }));
         let lists: Vec<Form<(LayerId, Arc<List>)>> = match cancel.run_until_cancelled(lists).await {
             None => return Err(OpError::cancelled()),
@@ -104,17 +103,24 @@ impl ImageSource {
         Ok(Some(trees))
     }
 
-    /// For every layer its tree, or where its list is. `None` when some layer has neither, or all have trees.
-    async fn with_lists(&self, chain: &Chain) -> Result<Option<Vec<Form<Listed>>>, OpError> {
+    /// For every layer its tree, or where its list is unless it is known. `None` when some layer has neither, or all have trees.
+    async fn with_lists(&self, chain: &Chain) -> Result<Option<Vec<Form<(LayerId, Option<Listed>)>>>, OpError> {
         let (store, chain) = (self.store.clone(), chain.clone());
+        let known: HashSet<LayerId> = {
+            let lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
+            lists.keys().cloned().collect()
+        };
         blocking(move || {
             let mut layers = Vec::with_capacity(chain.layers().len());
             for layer in chain.layers() {
                 let info = crate::engine::known_layer(&store, layer)?;
-                layers.push(match (&info.tree, find_list(&store, &info)?) {
-                    (Some(tree), _) => Form::Tree(tree.clone()),
-                    (None, Some(listed)) => Form::List(listed),
-                    (None, None) => return Ok(None),
+                layers.push(match &info.tree {
+                    Some(tree) => Form::Tree(tree.clone()),
+                    None if known.contains(&layer.id) => Form::List((layer.id.clone(), None)),
+                    None => match find_list(&store, &info)? {
+                        Some(listed) => Form::List((layer.id.clone(), Some(listed))),
+                        None => return Ok(None),
+                    },
                 });
             }
             let is_incomplete = layers.iter().any(|layer| matches!(layer, Form::List(_)));
@@ -124,14 +130,15 @@ impl ImageSource {
     }
 
     /// The list of a layer, which is fetched once.
-    async fn list(&self, listed: &Listed, step: &Step) -> Result<Arc<List>, String> {
-        let known = self.lists.lock().unwrap_or_else(PoisonError::into_inner).get(&listed.id).cloned();
+    async fn list(&self, id: &LayerId, listed: Option<&Listed>, step: &Step) -> Result<Arc<List>, String> {
+        let known = self.lists.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
         if let Some(list) = known {
             return Ok(list);
         }
+        let listed = listed.ok_or("the list of the layer is gone")?;
         let list = Arc::new(self.fetch_list(listed).await?);
         step.status(format!("list of {}", listed.blob.digest), 0, 0, true);
-        self.lists.lock().unwrap_or_else(PoisonError::into_inner).insert(listed.id.clone(), list.clone());
+        self.lists.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), list.clone());
         Ok(list)
     }
 
@@ -247,7 +254,7 @@ fn find_list(store: &Store, info: &LayerInfo) -> Result<Option<Listed>, OpError>
     for (blob, repository) in store.find_remotes(diff_id)? {
         let toc_digest = blob.annotations.get(TOC_DIGEST_ANNOTATION).and_then(|digest| digest.parse().ok());
         if let (Some(toc_digest), Ok(repository)) = (toc_digest, ImageRef::parse_normalized(&repository)) {
-            return Ok(Some(Listed { id: info.layer.id.clone(), blob, toc_digest, repository }));
+            return Ok(Some(Listed { blob, toc_digest, repository }));
         }
     }
     Ok(None)
