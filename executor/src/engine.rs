@@ -131,6 +131,13 @@ impl Engine {
         }
     }
 
+    /// Tells registries what is not going to be pushed of that after all, unless that takes long.
+    pub async fn end_early(&self) {
+        if let Some(early) = self.inner.early.get() {
+            early.end().await;
+        }
+    }
+
     /// Begins to use caches elsewhere. Must be called inside the runtime.
     pub fn caches(&self, caches: CacheParts) -> Caches {
         let Inner { parts, packer, .. } = &*self.inner;

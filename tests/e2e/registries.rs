@@ -125,6 +125,59 @@ fn layers_are_sent_while_the_build_runs_and_each_once() {
 }
 
 #[test]
+fn a_long_layer_is_sent_while_it_is_made_and_once() {
+    need_registry!(Need::Program("skopeo"));
+    let space = Space::with_busybox();
+    let registry = Registry::start(&space);
+    // Slow enough for the layer to be complete before it is sent.
+    let weather = Weather::start(&registry.host(), |_, seen| match seen.method.as_str() {
+        "PATCH" => Fate::Slow(Duration::from_millis(300)),
+        _ => Fate::Fair,
+    });
+    let sent = || -> usize { weather.seen().iter().map(|seen| seen.body_bytes).sum() };
+    let unfinished = || {
+        let dirs =
+            std::fs::read_dir(space.path("registry/data/docker/registry/v2/repositories")).expect("repositories");
+        let uploads = dirs.flatten().filter_map(|dir| std::fs::read_dir(dir.path().join("_uploads")).ok());
+        uploads.flatten().flatten().filter(|upload| upload.path().join("data").exists()).count()
+    };
+    space.write("content", noise(11, 50 << 20));
+    space.write("Dockerfile", "FROM scratch\nCOPY content /content\n");
+    for codec in ["gzip", "zstd"] {
+        let before = sent();
+        let output = |name: &str| format!("type=registry,name={}/{name}:{codec},compression={codec}", weather.host);
+        let ran = run(&space, &["-o", &output("long"), "."]);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        let once = sent() - before;
+        assert!((50 << 20..51 << 20).contains(&once), "{codec}: {once} bytes for 50 MiB that do not compress");
+        succeed(
+            Command::new("skopeo")
+                .args(["--insecure-policy", "copy", "-q", "--src-tls-verify=false"])
+                .arg(format!("docker://{}/long:{codec}", registry.host()))
+                .arg(format!("dir:{}", space.path(codec).display())),
+        );
+
+        // Made anew, where it is already: what was begun is given up.
+        let ran = run(&Space::new(), &["-o", &output("long"), &space.path(".").display().to_string()]);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        assert!(ran.stderr.contains(" exists done"), "{}", ran.stderr);
+        assert_eq!(unfinished(), 0);
+        // Made anew of pieces that are all known: not even begun.
+        let before = sent();
+        let ran = run(&space, &["--no-cache", "-o", &output("long"), "."]);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        assert!(sent() - before < 1 << 20, "{codec}");
+    }
+
+    // A build that is stopped leaves nothing that the registry has to keep.
+    space.write("content", noise(12, 50 << 20));
+    space.write("Dockerfile", "FROM busybox\nCOPY content /content\nRUN sleep 1; false\n");
+    let ran = run(&space, &["-o", &format!("type=registry,name={}/stopped:1", weather.host), "."]);
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    assert_eq!(unfinished(), 0);
+}
+
+#[test]
 fn a_push_that_is_killed_goes_on_without_building_or_sending_again() {
     need_registry!();
     let space = Space::with_busybox();

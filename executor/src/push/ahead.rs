@@ -50,6 +50,15 @@ impl SendAhead {
     }
 }
 
+impl SendAhead {
+    /// Gives up whatever has not been pushed, once that is no longer on its way.
+    pub(super) async fn give_up(&self) {
+        self.client.give_up_unpushed().await;
+        let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        while tasks.join_next().await.is_some() {}
+    }
+}
+
 impl Onlookers for SendAhead {
     fn watch(&self, codec: Codec, path: &Path) -> Option<Box<dyn Onlooker>> {
         let (n_bytes, mut to) = (watch::Sender::new(0), Vec::new());

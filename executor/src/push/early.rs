@@ -6,6 +6,7 @@
 //! anybody could pull.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use oci::ImageRef;
 use oci::registry::{Client, Notice, Pushed};
@@ -16,6 +17,9 @@ use super::ahead::SendAhead;
 use super::{Blob, Pusher, by_repository, tell};
 use crate::packer::{Packer, Wanted};
 use crate::source::image::observer;
+
+/// How long a build that is over waits until registries know what they need not keep. They forget it by themselves in time.
+const GIVING_UP: Duration = Duration::from_secs(2);
 
 /// A form of the layers, and the names under which images with them are going to be pushed.
 #[derive(Clone, Debug)]
@@ -30,6 +34,7 @@ pub struct EarlyTarget {
 pub(crate) struct Early {
     sender: Arc<Sender>,
     tasks: Mutex<JoinSet<()>>,
+    ahead: Arc<SendAhead>,
 }
 
 struct Sender {
@@ -63,9 +68,10 @@ impl Early {
             Notice::Token { .. } => {}
             notice => observer(&told.step())(notice),
         }));
-        packer.let_watch(Arc::new(SendAhead::new(client.clone(), &list)));
+        let ahead = Arc::new(SendAhead::new(client.clone(), &list));
+        packer.let_watch(ahead.clone());
         let sender = Sender { pusher, client, packer, targets: list, shown };
-        Self { sender: Arc::new(sender), tasks: Mutex::default() }
+        Self { sender: Arc::new(sender), tasks: Mutex::default(), ahead }
     }
 
     /// Begins to send the top layer of `chain`. Must be called inside the runtime.
@@ -88,6 +94,15 @@ impl Early {
             }
         }
         self.sender.shown.finish(Outcome::Done);
+    }
+
+    /// Gives up what was sent ahead and has not been pushed, unless that takes long or the build was cancelled.
+    pub(crate) async fn end(&self) {
+        let cancel = &self.sender.pusher.cancel;
+        let given_up = tokio::time::timeout(GIVING_UP, self.ahead.give_up());
+        if !matches!(cancel.run_until_cancelled(given_up).await, Some(Ok(()))) {
+            tracing::debug!("registries may keep what was not finished for a while");
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! Sending a blob that is still being made.
 //!
 //! Its beginning goes to the registry in chunks before anybody knows its digest. [`Client::push_blob`] finds what was begun
-//! by the digest, and sends the rest. What turns out to be there already, or is never finished, is given up, and
-//! the registry is told so: nothing has cost more than the time in which the blob was made.
+//! by the digest, and sends the rest. What turns out to be there already, or is never finished, is given up: nothing has cost
+//! more than the time in which the blob was made. The registry is told so behind the request that is on its way then, because
+//! many keep what they have of one that breaks off.
 //!
 //! Failures are nobody's business here: the push begins anew, and says what is wrong.
 
@@ -119,15 +120,29 @@ impl HeadStart {
         self.begun.lock().await.take()
     }
 
-    /// Gives the upload up, at once.
+    /// Gives the upload up; whoever is sending does that after the request that is on its way.
     pub(super) async fn give_up(&self, client: &Client) {
         self.phase.send_replace(Phase::GivenUp);
-        if let Some(begun) = self.taken().await {
+        self.end_if_given_up(client).await;
+    }
+
+    /// Unless somebody is sending, who comes here afterwards.
+    async fn end_if_given_up(&self, client: &Client) {
+        let begun = match self.begun.try_lock() {
+            Ok(mut begun) if *self.phase.borrow() == Phase::GivenUp => begun.take(),
+            _ => None,
+        };
+        if let Some(begun) = begun {
             client.give_up(&self.target, begun).await;
         }
     }
 
-    async fn send(&self, client: &Client, bytes: BlobReader, mut grown: watch::Receiver<u64>) {
+    async fn send(&self, client: &Client, bytes: BlobReader, grown: watch::Receiver<u64>) {
+        self.send_growing(client, bytes, grown).await;
+        self.end_if_given_up(client).await;
+    }
+
+    async fn send_growing(&self, client: &Client, bytes: BlobReader, mut grown: watch::Receiver<u64>) {
         let mut begun = self.begun.lock().await;
         let mut phase = self.phase.subscribe();
         let bytes = Mutex::new(Some(bytes));
@@ -144,27 +159,15 @@ impl HeadStart {
                 () = reached(&mut phase, |phase| phase != Phase::Growing) => break,
                 n_bytes = grown_to(&mut grown, n_sent + least) => n_bytes,
             };
-            let sent = async {
-                match n_bytes {
-                    Some(n_bytes) => self.send_on(client, &mut begun, n_bytes - n_sent, &open).await,
-                    None => None,
-                }
+            let sent = match n_bytes {
+                Some(n_bytes) => self.send_on(client, &mut begun, n_bytes - n_sent, &open).await,
+                None => None,
             };
-            let is_sent = tokio::select! {
-                biased;
-                () = reached(&mut phase, |phase| phase == Phase::GivenUp) => break,
-                sent = sent => sent.is_some(),
-            };
-            if !is_sent {
+            if sent.is_none() {
                 // There is no more, or no way: what becomes of it is others' choice.
                 reached(&mut phase, |phase| phase != Phase::Growing).await;
                 break;
             }
-        }
-        if *self.phase.borrow() == Phase::GivenUp
-            && let Some(begun) = begun.take()
-        {
-            client.give_up(&self.target, begun).await;
         }
     }
 

@@ -221,6 +221,14 @@ impl Client {
         starts.remove(&(target.name_only().to_string(), digest.clone()))
     }
 
+    /// Gives up what was sent of blobs that nobody has pushed: the registries need not keep it.
+    pub async fn give_up_unpushed(&self) {
+        let starts = std::mem::take(&mut *self.shared.head_starts.lock().unwrap_or_else(PoisonError::into_inner));
+        for start in starts.into_values() {
+            start.give_up(self).await;
+        }
+    }
+
     /// Bytes that one request of an upload carries at most.
     pub(super) fn chunk_bytes(&self, endpoint: &Endpoint) -> u64 {
         let known = self.shared.chunks.lock().unwrap_or_else(PoisonError::into_inner);

@@ -184,6 +184,7 @@ impl Build<'_> {
             engine.push_early(&early);
         }
         let finished = self.make(products, &plan, engine, caches.as_ref(), recorder, steps).await;
+        engine.end_early().await;
         let finished = match (finished, &caches) {
             (Ok(finished), Some(caches)) => {
                 caches.finish().await.map_err(|error| of_build(error.into()))?;

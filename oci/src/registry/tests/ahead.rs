@@ -100,6 +100,21 @@ async fn what_the_registry_has_is_given_up() {
 }
 
 #[tokio::test]
+async fn what_nobody_pushes_is_given_up() {
+    let fake = Fake::start().await;
+    let mut growing = Growing::start(&fake);
+    growing.grow(600_000);
+    seen(&fake, |seen| count(seen, "PATCH") >= 3).await;
+    let Growing { client, blob, grown, ahead, sending, .. } = growing;
+    drop(grown);
+    ahead.complete(&blob.digest);
+    sending.await.unwrap();
+    assert_eq!(fake.state().sessions.len(), 1);
+    client.give_up_unpushed().await;
+    assert_eq!((fake.server.count("DELETE"), fake.state().sessions.len()), (1, 0));
+}
+
+#[tokio::test]
 async fn what_is_never_finished_is_given_up() {
     let fake = Fake::start().await;
     let mut growing = Growing::start(&fake);
