@@ -123,6 +123,18 @@ impl Store {
         Ok(found)
     }
 
+    /// The stored blob in which the tar `diff_id` came from somebody else.
+    pub fn find_foreign_blob(&self, diff_id: &DiffId) -> Result<Option<Descriptor>> {
+        let texts = self.inner.index.read("find a layer of others", |conn| {
+            let sql = "SELECT descriptor FROM variant WHERE diff_id = ?1 AND codec = ?2 ORDER BY digest";
+            let mut select = conn.prepare_cached(sql)?;
+            let rows = select.query_map((diff_id.digest().as_bytes(), FOREIGN), |row| row.get::<_, String>(0))?;
+            Ok(rows.collect::<rusqlite::Result<Vec<_>>>()?)
+        })?;
+        let mut known = texts.iter().filter_map(|text| parse_descriptor(text));
+        Ok(known.find(|descriptor| self.blob_path(&descriptor.digest).is_some()))
+    }
+
     /// Notes that the tar `diff_id` is to be had, as `descriptor`, from `repository` (`registry/path`).
     pub fn remember_remote(&self, diff_id: &DiffId, descriptor: &Descriptor, repository: &str) -> Result<()> {
         let sql = "INSERT OR REPLACE INTO remote(diff_id, repository, digest, descriptor, noted_at)

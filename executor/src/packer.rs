@@ -293,7 +293,7 @@ fn already_packed(store: &Store, info: &LayerInfo, wanted: Wanted) -> Result<Opt
     }
     // A base image's layer keeps the compression that it came with.
     if !wanted.force {
-        let came_compressed = store.find_blobs(&diff_id)?.into_iter().find(|blob| blob.digest != *diff_id.digest());
+        let came_compressed = store.find_foreign_blob(&diff_id)?.filter(|blob| blob.digest != *diff_id.digest());
         if let (true, Some(blob)) = (is_foreign(info), came_compressed) {
             return Ok(Some(PackedLayer { diff_id, created_at, blob, clamped_to: None }));
         }

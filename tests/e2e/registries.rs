@@ -178,6 +178,28 @@ fn a_long_layer_is_sent_while_it_is_made_and_once() {
 }
 
 #[test]
+fn a_base_leaves_as_it_came_and_not_as_it_left_before() {
+    need_registry!(Need::Program("skopeo"));
+    let space = Space::with_busybox();
+    let registry = Registry::start(&space);
+    space.write("Dockerfile", "FROM busybox\nCOPY Dockerfile /\n");
+    let pushed = |attributes: &str| {
+        let name = format!("{}/base:1", registry.host());
+        let ran = run(&space, &["-q", "-o", &format!("type=registry,name={name}{attributes}"), "."]);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        let image = format!("docker://{name}");
+        let raw = succeed(Command::new("skopeo").args(["inspect", "--raw", "--tls-verify=false", &image]));
+        let manifest: Value = serde_json::from_str(&raw).expect("a manifest");
+        let layers = manifest["layers"].as_array().expect("layers").iter();
+        let types = layers
+            .map(|layer| layer["mediaType"].as_str().expect("a type").rsplit(['+', '.']).next().unwrap().to_owned());
+        types.collect::<Vec<_>>()
+    };
+    assert_eq!(pushed(",compression=zstd,force-compression=true"), ["zstd", "zstd"]);
+    assert_eq!(pushed(""), ["gzip", "gzip"], "it came as a plain tar");
+}
+
+#[test]
 fn a_push_that_is_killed_goes_on_without_building_or_sending_again() {
     need_registry!();
     let space = Space::with_busybox();
