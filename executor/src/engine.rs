@@ -32,6 +32,7 @@ use crate::packer::{Packer, Wanted};
 use crate::push::Pusher;
 use crate::push::{Early, EarlyTarget};
 use crate::run::{InputSource, InputTree, RunRequest, Runner};
+use crate::source::image::Asked;
 use crate::source::{GitSource, HttpSource, ImageSource};
 use crate::view::{Below, RootView};
 
@@ -237,8 +238,8 @@ impl Engine {
     /// What an operation may look at in the root that it is performed on, without the contents of files, if some layer of it is better left
     /// where it is.
     async fn outline(&self, chain: &Chain, op: &FileOp, step: &Step) -> Result<Option<RootView>, OpError> {
-        let dests: Vec<&str> = op.actions.iter().map(FileAction::dest).collect();
-        match self.inner.parts.images.outlines(chain, Some(&dests), step, &self.inner.parts.cancel).await? {
+        let asked = Asked::Paths(op.actions.iter().map(|action| action.dest().to_owned()).collect());
+        match self.inner.parts.images.outlines(chain, asked, step, &self.inner.parts.cancel).await? {
             Some(trees) => blocking(move || RootView::open(&trees).map_err(OpError::from)).await.map(Some),
             None => Ok(None),
         }

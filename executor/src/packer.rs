@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::layer::estargz::{make_estargz, take_diff_id};
 use crate::layer::{LayerSink, Onlookers, PackOptions, Packed, write_tree};
 use crate::source::ImageSource;
-use crate::source::image::leaves;
+use crate::source::image::Asked;
 use crate::view::Below;
 
 /// How much of a tar is read at once.
@@ -237,11 +237,11 @@ async fn trees_below(inner: &Inner, chain: &Chain, info: &LayerInfo) -> Result<V
     match own_tree(info) {
         // They are there: the tree was made on top of them, and the lease keeps them. Nothing will be shown.
         Some(tree) => {
-            let (tree, silent) = (tree.clone(), Progress::silent().start(""));
-            let paths = joined(tokio::task::spawn_blocking(move || Ok(leaves(&tree))).await)?;
-            let paths: Option<Vec<&str>> = paths.as_ref().map(|paths| paths.iter().map(String::as_str).collect());
             let below = Chain::new(below.unwrap_or_default().to_vec());
-            if let Some(trees) = inner.images.outlines(&below, paths.as_deref(), &silent, &inner.cancel).await? {
+            let silent = Progress::silent().start("");
+            if let Some(trees) =
+                inner.images.outlines(&below, Asked::Below(tree.clone()), &silent, &inner.cancel).await?
+            {
                 return Ok(trees);
             }
             inner.images.ensure_trees(&below, &silent, &inner.cancel).await

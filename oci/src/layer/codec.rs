@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use libdeflater::{CompressionLvl, Compressor as Deflater};
 use zstd::zstd_safe::{CParameter, compress_bound, get_frame_content_size};
 
-use super::noise::{Part, parts};
+use super::noise::{MIN_PART_BYTES, Part, parts};
 
 /// How the pieces of a blob are compressed. The level is part of the identity of the result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -88,9 +88,10 @@ impl PieceCodec {
             Self::Gzip { .. } => {
                 let Some((member, trailer)) = compressed.split_last_chunk::<8>() else { return false };
                 let trailer = u64::from_le_bytes(*trailer);
-                // Of the last member, which may hold the end of the piece only.
+                // Of the last member, which may hold the last part only.
                 let (crc, len) = (trailer as u32, (trailer >> 32) as usize);
-                let last = raw.len().checked_sub(len).map(|start| &raw[start..]);
+                let is_part = len == raw.len() || (MIN_PART_BYTES..raw.len()).contains(&len);
+                let last = is_part.then(|| &raw[raw.len() - len..]);
                 member.starts_with(&[0x1f, 0x8b, 8]) && last.is_some_and(|last| crc == libdeflater::crc32(last))
             }
             Self::Zstd { .. } => get_frame_content_size(compressed).is_ok_and(|len| len == Some(raw.len() as u64)),
@@ -237,6 +238,8 @@ mod tests {
         assert_eq!(n_members, 3);
         assert!(gzip.is_plausible(&member, &piece));
         assert!(!gzip.is_plausible(&member, &piece[..piece.len() - 1]));
+        let lost = [&member[..member.len() - 8], &[0; 8]].concat();
+        assert!(!gzip.is_plausible(&lost, &piece), "nothing is no part");
         let one = Compressors::undivided(gzip).expect("level").compress(&piece).expect("compresses");
         let mut first = Vec::new();
         flate2::read::GzDecoder::new(&one[..]).read_to_end(&mut first).expect("a member");

@@ -6,6 +6,8 @@
 
 /// What is judged at once. Also how far back deflate sees.
 const SPAN_BYTES: usize = 32 << 10;
+/// No part of a piece that is divided is shorter.
+pub(super) const MIN_PART_BYTES: usize = SPAN_BYTES;
 /// Fewer noisy spans in a row stay with their neighbours, who would lose sight of what is before.
 const MIN_NOISE_SPANS: usize = 4;
 

@@ -101,7 +101,7 @@ impl Ahead {
     /// Says that the blob is complete, and what it is.
     pub fn complete(mut self, digest: &Digest) {
         self.is_complete = true;
-        let _ = self.start.phase.send_replace(Phase::Complete);
+        self.start.phase.send_replace(Phase::Complete);
         self.client.keep_head_start(&self.start.target, digest, self.start.clone());
     }
 }

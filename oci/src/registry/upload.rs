@@ -55,7 +55,7 @@ pub(super) type Open<'a> = &'a (dyn Fn() -> io::Result<BlobReader> + Send + Sync
 pub(super) type Progress<'a> = &'a mut (dyn FnMut(u64) + Send);
 
 /// Makes a request of the upload: method and URL.
-pub(super) type Requests<'a, 'r> = &'a (dyn Fn(Method, Url) -> Request<'r> + Sync);
+type Requests<'a, 'r> = &'a (dyn Fn(Method, Url) -> Request<'r> + Sync);
 
 /// An upload that a registry has begun to take.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -25,7 +25,7 @@ use cache::{LayerId, Store, TreeDraft};
 use oci::registry::Client;
 use solver::{Chain, ImageOp, OpError, Step};
 
-pub(crate) use reach::leaves;
+pub(crate) use outlines::Asked;
 pub(crate) use resolve::observer;
 
 use super::blocking;

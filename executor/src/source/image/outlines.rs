@@ -9,6 +9,7 @@
 //!
 //! A list counts when it has the digest that the image's manifest says. Whatever goes wrong, the layer itself is fetched.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
@@ -22,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ImageSource;
 use super::fetch::tree_error;
-use super::reach::Reach;
+use super::reach::{Reach, leaves};
 use crate::layer::{LowerView, NothingBelow, UnpackOptions, fix_up, unpack};
 use crate::source::blocking;
 use crate::view::Below;
@@ -50,6 +51,15 @@ pub(super) struct List {
     contents: BTreeMap<&'static str, Vec<u8>>,
 }
 
+/// What somebody wants to know of a root.
+#[derive(Clone, Debug)]
+pub enum Asked {
+    /// What can be reached by absolute paths.
+    Paths(Vec<String>),
+    /// What lies below a tree that was made on top of it.
+    Below(PathBuf),
+}
+
 /// What there is of a layer.
 enum Form<L> {
     Tree(PathBuf),
@@ -58,15 +68,14 @@ enum Form<L> {
 
 impl ImageSource {
     /// Trees that show which directories, links and users `chain` has, base first; files of some may be empty. Of layers
-    /// that are elsewhere they have what can be reached by `paths`, which are absolute, and everything if there are none given. `None`
-    /// when layers have to be here for that.
+    /// that are elsewhere they have what is `asked` for. `None` when layers have to be here for that.
     ///
     /// # Errors
     /// Those of the store.
     pub async fn outlines(
         &self,
         chain: &Chain,
-        paths: Option<&[&str]>,
+        asked: Asked,
         step: &Step,
         cancel: &CancellationToken,
     ) -> Result<Option<Vec<PathBuf>>, OpError> {
@@ -84,10 +93,9 @@ impl ImageSource {
             let outlines = self.outlines.lock().unwrap_or_else(PoisonError::into_inner);
             outlines.iter().map(|(key, draft)| (key.clone(), draft.tree())).collect()
         };
-        let paths: Option<Vec<String>> = paths.map(|paths| paths.iter().map(|path| (*path).to_owned()).collect());
         let (store, options) = (self.store.clone(), self.unpack);
         let unpacked = blocking(move || {
-            let reach = reach_of(paths.as_deref(), &lists);
+            let reach = reach_of(&asked, &lists);
             let (trees, drafts) = unpack_all(&store, options, &lists, &reach, &made)?;
             Ok::<_, OpError>((reach, trees, drafts))
         });
@@ -179,8 +187,12 @@ impl ImageSource {
     }
 }
 
-/// What can be reached by paths of a root, and what says who its users are.
-fn reach_of(paths: Option<&[String]>, layers: &[Form<(LayerId, Arc<List>)>]) -> Reach {
+/// What is asked for of a root, with what says who its users are.
+fn reach_of(asked: &Asked, layers: &[Form<(LayerId, Arc<List>)>]) -> Reach {
+    let paths = match asked {
+        Asked::Paths(paths) => Some(Cow::Borrowed(paths)),
+        Asked::Below(tree) => leaves(tree).map(Cow::Owned),
+    };
     let Some(paths) = paths else { return Reach::everything() };
     let mut reach = Reach::of(paths.iter().map(String::as_str).chain(ACCOUNTS));
     // Each layer may have links that lead to those of others.

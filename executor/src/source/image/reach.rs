@@ -102,7 +102,7 @@ impl Reach {
 
 /// The absolute paths of what is in a tree, but for directories that hold something. `None` if that is too much to list, or if the
 /// tree hides what is below a directory.
-pub(crate) fn leaves(tree: &Path) -> Option<Vec<String>> {
+pub(super) fn leaves(tree: &Path) -> Option<Vec<String>> {
     let (mut leaves, mut dirs) = (Vec::new(), vec![String::new()]);
     while let Some(dir) = dirs.pop() {
         let here = tree.join(&dir);
